@@ -1,0 +1,614 @@
+//! A Kubernetes API client: one HTTP/2 connection over TLS, shared by every request and watch of the agent.
+//!
+//! Paths are the API's own (`/api/v1/namespaces/x/pods/y?…`), bodies are JSON values: the agent reads with typed structs where it
+//! decides and writes patches, so an object's unknown fields are never lost. Invariant: a request that failed in transport is
+//! reported, never silently sent twice; only [`ListWatch`] retries, because reading is idempotent.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// Largest answer that is read into memory, in bytes.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// How long a connection attempt may take, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request other than a watch may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// An idle connection is probed this often, so that a dead server is noticed under a quiet watch.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// First and last delay between attempts of a [`ListWatch`].
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// The part of a `metav1.Status` that a client acts on.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ApiStatus {
+    /// HTTP status code.
+    pub code: u16,
+    /// Machine-readable reason, e.g. `NotFound`, `AlreadyExists`, `Conflict`, `Expired`.
+    pub reason: String,
+    /// Text for people.
+    pub message: String,
+}
+
+/// Why a request did not succeed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct ClientError {
+    /// What the server answered; `None` if there was no answer (transport, TLS, time-out, undecodable body).
+    pub status: Option<ApiStatus>,
+    /// What was tried, on what, and what came back.
+    pub what: String,
+}
+
+impl ClientError {
+    fn transport(what: impl Into<String>) -> Self {
+        Self { status: None, what: what.into() }
+    }
+
+    /// The HTTP status code of the answer, 0 if there was none.
+    pub fn code(&self) -> u16 {
+        self.status.as_ref().map_or(0, |status| status.code)
+    }
+
+    /// 404.
+    pub fn is_not_found(&self) -> bool {
+        self.code() == 404
+    }
+
+    /// 409 because the object is there already.
+    pub fn is_already_exists(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.reason == "AlreadyExists")
+    }
+
+    /// 409 because another writer was faster.
+    pub fn is_conflict(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.code == 409 && status.reason != "AlreadyExists")
+    }
+
+    /// 410: the resource version asked for is compacted.
+    pub fn is_gone(&self) -> bool {
+        self.code() == 410
+    }
+}
+
+/// The kinds of patch the API takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchKind {
+    /// RFC 6902.
+    Json,
+    /// RFC 7396.
+    Merge,
+    /// Kubernetes' strategic merge patch.
+    Strategic,
+}
+
+impl PatchKind {
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json-patch+json",
+            Self::Merge => "application/merge-patch+json",
+            Self::Strategic => "application/strategic-merge-patch+json",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Kubeconfig {
+    current_context: String,
+    clusters: Vec<Named<ClusterHolder>>,
+    contexts: Vec<Named<ContextHolder>>,
+    users: Vec<Named<UserHolder>>,
+}
+
+#[derive(Deserialize)]
+struct Named<T> {
+    name: String,
+    #[serde(flatten)]
+    value: T,
+}
+
+#[derive(Deserialize)]
+struct ClusterHolder {
+    cluster: Cluster,
+}
+
+#[derive(Deserialize)]
+struct ContextHolder {
+    context: Context,
+}
+
+#[derive(Deserialize)]
+struct UserHolder {
+    user: Credentials,
+}
+
+#[derive(Deserialize)]
+struct Context {
+    cluster: String,
+    user: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Cluster {
+    server: String,
+    certificate_authority_data: Option<String>,
+    certificate_authority: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct Credentials {
+    client_certificate_data: Option<String>,
+    client_certificate: Option<String>,
+    client_key_data: Option<String>,
+    client_key: Option<String>,
+    token: Option<String>,
+}
+
+/// Inline base64 data, or the content of the file named, relative to the kubeconfig.
+fn material(data: Option<&str>, file: Option<&str>, beside: &Path) -> Result<Option<Vec<u8>>, ClientError> {
+    if let Some(data) = data {
+        return BASE64.decode(data.trim()).map(Some).map_err(|e| ClientError::transport(format!("kubeconfig: base64 data: {e}")));
+    }
+    let Some(file) = file else { return Ok(None) };
+    let path = beside.join(file);
+    std::fs::read(&path).map(Some).map_err(|e| ClientError::transport(format!("kubeconfig: read {}: {e}", path.display())))
+}
+
+struct Inner {
+    host: String,
+    port: u16,
+    server_name: ServerName<'static>,
+    tls: TlsConnector,
+    bearer: Option<HeaderValue>,
+    connection: tokio::sync::Mutex<Option<SendRequest<Full<Bytes>>>>,
+}
+
+/// A client of one API server. Clones share the connection.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+impl Client {
+    /// Reads a kubeconfig's current context: server, CA, client certificate or token, inline or in files.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no kubeconfig, or its certificates do not parse. Nothing is connected yet.
+    pub fn from_kubeconfig(path: &Path) -> Result<Self, ClientError> {
+        let text = std::fs::read_to_string(path).map_err(|e| ClientError::transport(format!("read kubeconfig {}: {e}", path.display())))?;
+        let wrong = |what: String| ClientError::transport(format!("kubeconfig {}: {what}", path.display()));
+        let config: Kubeconfig = serde_saphyr::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let context = config.contexts.iter().find(|c| c.name == config.current_context);
+        let context = &context.ok_or_else(|| wrong(format!("no context {:?}", config.current_context)))?.value.context;
+        let cluster = config.clusters.iter().find(|c| c.name == context.cluster);
+        let cluster = &cluster.ok_or_else(|| wrong(format!("no cluster {:?}", context.cluster)))?.value.cluster;
+        let user = config.users.iter().find(|c| c.name == context.user);
+        let user = &user.ok_or_else(|| wrong(format!("no user {:?}", context.user)))?.value.user;
+        let beside = path.parent().unwrap_or(Path::new("/"));
+        let ca = material(cluster.certificate_authority_data.as_deref(), cluster.certificate_authority.as_deref(), beside)?;
+        let certificate = material(user.client_certificate_data.as_deref(), user.client_certificate.as_deref(), beside)?;
+        let key = material(user.client_key_data.as_deref(), user.client_key.as_deref(), beside)?;
+        Self::new(&cluster.server, &ca.ok_or_else(|| wrong("no certificate-authority".into()))?, certificate.zip(key), user.token.as_deref())
+    }
+
+    /// A client of `server` (`https://host:port`), trusting the PEM `ca`, identifying itself by a PEM certificate and key or a token.
+    ///
+    /// # Errors
+    /// The address or one of the PEM texts does not parse.
+    pub fn new(server: &str, ca: &[u8], identity: Option<(Vec<u8>, Vec<u8>)>, token: Option<&str>) -> Result<Self, ClientError> {
+        let wrong = |what: String| ClientError::transport(format!("API server {server}: {what}"));
+        let uri: http::Uri = server.parse().map_err(|e| wrong(format!("not a URL: {e}")))?;
+        let host = uri.host().ok_or_else(|| wrong("no host in the URL".into()))?.trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().unwrap_or(443);
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(ca) {
+            let certificate = certificate.map_err(|e| wrong(format!("CA certificate: {e}")))?;
+            roots.add(certificate).map_err(|e| wrong(format!("CA certificate: {e}")))?;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| wrong(e.to_string()))?
+            .with_root_certificates(roots);
+        let mut tls = match identity {
+            Some((certificate, key)) => {
+                let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificate).collect();
+                let chain = chain.map_err(|e| wrong(format!("client certificate: {e}")))?;
+                let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| wrong(format!("client key: {e}")))?;
+                builder.with_client_auth_cert(chain, key).map_err(|e| wrong(format!("client certificate: {e}")))?
+            }
+            None => builder.with_no_client_auth(),
+        };
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let bearer = match token {
+            Some(token) => Some(HeaderValue::from_str(&format!("Bearer {}", token.trim())).map_err(|e| wrong(format!("token: {e}")))?),
+            None => None,
+        };
+        let server_name = ServerName::try_from(host.clone()).map_err(|e| wrong(format!("host name: {e}")))?;
+        let inner = Inner { host, port, server_name, tls: TlsConnector::from(Arc::new(tls)), bearer, connection: tokio::sync::Mutex::new(None) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// `host:port` of the API server.
+    pub fn server(&self) -> String {
+        format!("{}:{}", self.inner.host, self.inner.port)
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+        let inner = &self.inner;
+        let failed = |what: String| ClientError::transport(format!("connect to API server {}: {what}", self.server()));
+        let attempt = async {
+            let stream = match inner.host.parse() {
+                Ok(ip) => TcpStream::connect(SocketAddr::new(ip, inner.port)).await,
+                Err(_) => TcpStream::connect((inner.host.as_str(), inner.port)).await,
+            }
+            .map_err(|e| failed(e.to_string()))?;
+            stream.set_nodelay(true).map_err(|e| failed(e.to_string()))?;
+            let stream = inner.tls.connect(inner.server_name.clone(), stream).await.map_err(|e| failed(format!("TLS: {e}")))?;
+            let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(KEEP_ALIVE)
+                .keep_alive_timeout(KEEP_ALIVE)
+                .keep_alive_while_idle(true)
+                .initial_stream_window_size(256 << 10)
+                .handshake(TokioIo::new(stream))
+                .await
+                .map_err(|e| failed(format!("HTTP/2: {e}")))?;
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "connection to the API server ended");
+                }
+            });
+            Ok(sender)
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, attempt).await.map_err(|_| failed(format!("no answer within {CONNECT_TIMEOUT:?}")))?
+    }
+
+    async fn sender(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+        let mut slot = self.inner.connection.lock().await;
+        match slot.as_ref() {
+            Some(sender) if !sender.is_closed() => Ok(sender.clone()),
+            _ => Ok(slot.insert(self.connect().await?).clone()),
+        }
+    }
+
+    async fn send(&self, method: Method, path: &str, content_type: Option<&str>, body: Bytes) -> Result<Response<Incoming>, ClientError> {
+        let failed = |what: String| ClientError::transport(format!("{method} {path} at {}: {what}", self.server()));
+        let mut request = Request::builder()
+            .method(method.clone())
+            .uri(format!("https://{}{path}", self.server()))
+            .header(header::ACCEPT, "application/json")
+            .header(header::USER_AGENT, concat!("hull/", env!("CARGO_PKG_VERSION")));
+        if let Some(content_type) = content_type {
+            request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        if let Some(bearer) = &self.inner.bearer {
+            request = request.header(header::AUTHORIZATION, bearer);
+        }
+        let request = request.body(Full::new(body)).map_err(|e| failed(e.to_string()))?;
+        let mut sender = self.sender().await?;
+        sender.ready().await.map_err(|e| failed(e.to_string()))?;
+        sender.send_request(request).await.map_err(|e| failed(e.to_string()))
+    }
+
+    /// Sends a request and decodes the JSON answer; a status of 400 or more becomes an error with the server's `Status`.
+    ///
+    /// # Errors
+    /// No connection, a time-out after 30 s, an error status, or an answer that is not JSON.
+    pub async fn request(&self, method: Method, path: &str, content_type: Option<&str>, body: Bytes) -> Result<Value, ClientError> {
+        let bytes = self.request_bytes(method.clone(), path, content_type, body).await?;
+        serde_json::from_slice(&bytes).map_err(|e| ClientError::transport(format!("{method} {path} at {}: answer is not JSON: {e}", self.server())))
+    }
+
+    /// As [`Client::request`], with the answer as it came.
+    ///
+    /// # Errors
+    /// No connection, a time-out after 30 s, or an error status.
+    pub async fn request_bytes(&self, method: Method, path: &str, content_type: Option<&str>, body: Bytes) -> Result<Bytes, ClientError> {
+        let exchange = async {
+            let response = self.send(method.clone(), path, content_type, body).await?;
+            let (status, bytes) = collect(response).await.map_err(|e| ClientError::transport(format!("{method} {path}: {e}")))?;
+            if status.is_success() { Ok(bytes) } else { Err(answered(&method, path, status, &bytes)) }
+        };
+        let late = || ClientError::transport(format!("{method} {path} at {}: no answer within {REQUEST_TIMEOUT:?}", self.server()));
+        tokio::time::timeout(REQUEST_TIMEOUT, exchange).await.map_err(|_| late())?
+    }
+
+    /// GET of an object or a list.
+    ///
+    /// # Errors
+    /// See [`Client::request`].
+    pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
+        self.request(Method::GET, path, None, Bytes::new()).await
+    }
+
+    /// The items of a list.
+    ///
+    /// # Errors
+    /// See [`Client::request`].
+    pub async fn list(&self, path: &str) -> Result<Vec<Value>, ClientError> {
+        Ok(take_items(&mut self.get(path).await?))
+    }
+
+    /// POST to a collection or a subresource.
+    ///
+    /// # Errors
+    /// See [`Client::request`].
+    pub async fn create(&self, path: &str, object: &Value) -> Result<Value, ClientError> {
+        self.request(Method::POST, path, Some("application/json"), encode(object)).await
+    }
+
+    /// PUT of an object.
+    ///
+    /// # Errors
+    /// See [`Client::request`].
+    pub async fn update(&self, path: &str, object: &Value) -> Result<Value, ClientError> {
+        self.request(Method::PUT, path, Some("application/json"), encode(object)).await
+    }
+
+    /// PATCH of an object.
+    ///
+    /// # Errors
+    /// See [`Client::request`].
+    pub async fn patch(&self, path: &str, kind: PatchKind, patch: &Value) -> Result<Value, ClientError> {
+        self.request(Method::PATCH, path, Some(kind.content_type()), encode(patch)).await
+    }
+
+    /// DELETE with `DeleteOptions` (`Value::Null` for none).
+    ///
+    /// # Errors
+    /// See [`Client::request`].
+    pub async fn delete(&self, path: &str, options: &Value) -> Result<Value, ClientError> {
+        if options.is_null() {
+            return self.request(Method::DELETE, path, None, Bytes::new()).await;
+        }
+        self.request(Method::DELETE, path, Some("application/json"), encode(options)).await
+    }
+
+    /// Starts a watch: `path` with its query, `watch=true` included.
+    ///
+    /// # Errors
+    /// No connection or an error status (410 when the resource version is too old).
+    pub async fn watch(&self, path: &str) -> Result<Watch, ClientError> {
+        let start = async {
+            let response = self.send(Method::GET, path, None, Bytes::new()).await?;
+            if response.status().is_success() {
+                return Ok(Watch { body: response.into_body(), buffer: BytesMut::new(), path: path.to_owned() });
+            }
+            let (status, bytes) = collect(response).await.map_err(|e| ClientError::transport(format!("GET {path}: {e}")))?;
+            Err(answered(&Method::GET, path, status, &bytes))
+        };
+        let late = || ClientError::transport(format!("watch {path} at {}: no answer within {REQUEST_TIMEOUT:?}", self.server()));
+        tokio::time::timeout(REQUEST_TIMEOUT, start).await.map_err(|_| late())?
+    }
+}
+
+fn encode(value: &Value) -> Bytes {
+    Bytes::from(value.to_string())
+}
+
+fn take_items(list: &mut Value) -> Vec<Value> {
+    match list.get_mut("items").map(Value::take) {
+        Some(Value::Array(items)) => items,
+        _ => Vec::new(),
+    }
+}
+
+async fn collect(response: Response<Incoming>) -> Result<(StatusCode, Bytes), String> {
+    let status = response.status();
+    let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER_BYTES);
+    let bytes = body.collect().await.map_err(|e| format!("reading the answer: {e}"))?.to_bytes();
+    Ok((status, bytes))
+}
+
+fn answered(method: &Method, path: &str, code: StatusCode, body: &[u8]) -> ClientError {
+    let mut status: ApiStatus = serde_json::from_slice(body).unwrap_or_default();
+    status.code = code.as_u16();
+    if status.message.is_empty() {
+        status.message = String::from_utf8_lossy(&body[..body.len().min(256)]).into_owned();
+    }
+    let what = format!("{method} {path}: the API server answered {} {}: {}", status.code, status.reason, status.message);
+    ClientError { status: Some(status), what }
+}
+
+/// What happened to a watched object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum WatchKind {
+    /// Created, or began to match.
+    Added,
+    /// Changed.
+    Modified,
+    /// Deleted, or ceased to match.
+    Deleted,
+    /// Only carries a resource version.
+    Bookmark,
+    /// Carries a `Status`; the watch ends.
+    Error,
+}
+
+/// One event of a watch.
+#[derive(Clone, Debug, Deserialize)]
+pub struct WatchEvent {
+    /// What happened.
+    #[serde(rename = "type")]
+    pub kind: WatchKind,
+    /// The object (a `Status` for errors).
+    pub object: Value,
+}
+
+/// A running watch.
+pub struct Watch {
+    body: Incoming,
+    buffer: BytesMut,
+    path: String,
+}
+
+impl Watch {
+    /// The next event; `None` when the server ended the watch.
+    ///
+    /// # Errors
+    /// The connection broke, an event was not JSON, or the server sent an `ERROR` event (410 Expired among them).
+    pub async fn next(&mut self) -> Result<Option<WatchEvent>, ClientError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
+                let line = self.buffer.split_to(end + 1);
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                return self.decode(&line).map(Some);
+            }
+            if self.buffer.len() > MAX_ANSWER_BYTES {
+                return Err(ClientError::transport(format!("watch {}: an event of more than {MAX_ANSWER_BYTES} bytes", self.path)));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.buffer.extend_from_slice(data);
+                    }
+                }
+                Some(Err(error)) => return Err(ClientError::transport(format!("watch {}: {error}", self.path))),
+            }
+        }
+    }
+
+    fn decode(&self, line: &[u8]) -> Result<WatchEvent, ClientError> {
+        let event: WatchEvent =
+            serde_json::from_slice(line).map_err(|e| ClientError::transport(format!("watch {}: not a watch event: {e}", self.path)))?;
+        if event.kind != WatchKind::Error {
+            return Ok(event);
+        }
+        let status: ApiStatus = serde_json::from_value(event.object).unwrap_or_default();
+        let what = format!("watch {}: the API server ended it: {} {}: {}", self.path, status.code, status.reason, status.message);
+        Err(ClientError { status: Some(status), what })
+    }
+}
+
+/// What a [`ListWatch`] yields.
+#[derive(Clone, Debug)]
+pub enum ListWatchEvent {
+    /// The whole state: at the start, and again whenever history was lost. Objects not in it are gone.
+    Listed(Vec<Value>),
+    /// An object was created or changed.
+    Applied(Value),
+    /// An object is gone; its last state.
+    Deleted(Value),
+}
+
+/// Follows a collection for ever: list, watch from there, resume after a broken connection, list again after 410.
+pub struct ListWatch {
+    client: Client,
+    path: String,
+    query: String,
+    watch: Option<Watch>,
+    version: Option<String>,
+    delay: Duration,
+    pending: VecDeque<ListWatchEvent>,
+}
+
+impl ListWatch {
+    /// Follows `path` (`/api/v1/pods`) with `query` (`fieldSelector=…`, may be empty), percent-encoded by the caller.
+    pub fn new(client: Client, path: impl Into<String>, query: impl Into<String>) -> Self {
+        Self { client, path: path.into(), query: query.into(), watch: None, version: None, delay: BACKOFF.0, pending: VecDeque::new() }
+    }
+
+    /// The next event. Waits through failures, with a growing delay and a log line for each; safe to cancel.
+    pub async fn next(&mut self) -> ListWatchEvent {
+        loop {
+            if let Some(event) = self.pending.pop_front() {
+                return event;
+            }
+            match self.step().await {
+                Ok(()) => self.delay = BACKOFF.0,
+                Err(error) => {
+                    self.watch = None;
+                    if error.is_gone() {
+                        self.version = None;
+                        continue;
+                    }
+                    tracing::warn!(path = self.path, %error, retry_in = ?self.delay, "following the API server");
+                    tokio::time::sleep(self.delay).await;
+                    self.delay = (self.delay * 2).min(BACKOFF.1);
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), ClientError> {
+        let Some(version) = self.version.clone() else {
+            let mut list = self.client.get(&self.url("resourceVersion=0")).await?;
+            self.version = Some(list["metadata"]["resourceVersion"].as_str().unwrap_or("0").to_owned());
+            self.pending.push_back(ListWatchEvent::Listed(take_items(&mut list)));
+            return Ok(());
+        };
+        if self.watch.is_none() {
+            let url = self.url(&format!("watch=true&allowWatchBookmarks=true&resourceVersion={version}"));
+            self.watch = Some(self.client.watch(&url).await?);
+        }
+        let Some(watch) = self.watch.as_mut() else { return Ok(()) };
+        let Some(event) = watch.next().await? else {
+            self.watch = None;
+            return Ok(());
+        };
+        if let Some(version) = event.object["metadata"]["resourceVersion"].as_str() {
+            self.version = Some(version.to_owned());
+        }
+        match event.kind {
+            WatchKind::Added | WatchKind::Modified => self.pending.push_back(ListWatchEvent::Applied(event.object)),
+            WatchKind::Deleted => self.pending.push_back(ListWatchEvent::Deleted(event.object)),
+            WatchKind::Bookmark | WatchKind::Error => {}
+        }
+        Ok(())
+    }
+
+    fn url(&self, extra: &str) -> String {
+        let joint = if self.query.is_empty() { "" } else { "&" };
+        format!("{}?{}{joint}{extra}", self.path, self.query)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_answer_keeps_the_servers_words() {
+        let body = br#"{"kind":"Status","reason":"NotFound","message":"pods \"x\" not found","code":404}"#;
+        let error = answered(&Method::GET, "/api/v1/namespaces/a/pods/x", StatusCode::NOT_FOUND, body);
+        assert!(error.is_not_found());
+        assert!(error.to_string().contains("pods \"x\" not found"), "{error}");
+        let error = answered(&Method::GET, "/", StatusCode::BAD_GATEWAY, b"<html>");
+        assert_eq!((error.code(), error.status.map(|s| s.message)), (502, Some("<html>".to_owned())));
+    }
+
+    #[test]
+    fn a_kubeconfig_without_its_context_says_so() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("config");
+        std::fs::write(&path, "current-context: b\nclusters: []\nusers: []\ncontexts: []\n").expect("write");
+        let error = Client::from_kubeconfig(&path).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("no context \"b\""), "{error}");
+    }
+}

@@ -1,0 +1,86 @@
+//! Options of writes, as the query string or `DeleteOptions` carries them, and as controllers pass them.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// What to do about fields the schema does not know (`fieldValidation`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FieldValidation {
+    /// Drop them silently.
+    Ignore,
+    /// Drop them and warn: the server's default.
+    #[default]
+    Warn,
+    /// Refuse the request.
+    Strict,
+}
+
+/// Collects texts for `Warning` response headers while a request is served.
+#[derive(Clone, Debug, Default)]
+pub struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Warnings {
+    /// Add one warning.
+    pub fn push(&self, text: impl Into<String>) {
+        self.0.lock().push(text.into());
+    }
+
+    /// Take what was collected.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock())
+    }
+}
+
+/// Options of create, update and patch.
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    /// Do everything but the commit.
+    pub dry_run: bool,
+    /// For unknown fields. Bodies of create and update are checked before they reach the registry; patches in it.
+    pub field_validation: FieldValidation,
+    /// Who is said to manage the fields.
+    pub field_manager: String,
+    /// Where warnings go.
+    pub warnings: Warnings,
+}
+
+/// Options of create.
+pub type CreateOptions = WriteOptions;
+
+/// What happens to dependents when their owner is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    /// The garbage collector deletes them afterwards.
+    Background,
+    /// They go first; the owner waits with the `foregroundDeletion` finalizer.
+    Foreground,
+    /// They stay, without an owner (`orphan` finalizer).
+    Orphan,
+}
+
+/// Options of delete.
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    /// Seconds until it is killed; `None`: the object's own default.
+    pub grace_period_seconds: Option<i64>,
+    /// Dependents; `None`: background, unless the object's finalizers say otherwise.
+    pub propagation: Option<Propagation>,
+    /// Only if it has this uid.
+    pub uid: Option<String>,
+    /// Only if it is at this resourceVersion.
+    pub resource_version: Option<String>,
+    /// Do everything but the commit.
+    pub dry_run: bool,
+}
+
+/// A patch document.
+#[derive(Clone, Debug)]
+pub enum Patch {
+    /// RFC 6902.
+    Json(serde_json::Value),
+    /// RFC 7396.
+    Merge(serde_json::Value),
+    /// Kubernetes' strategic merge patch.
+    Strategic(serde_json::Value),
+}

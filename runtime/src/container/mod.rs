@@ -1,0 +1,205 @@
+//! Containers: create, start, state, kill, delete, exec. The library both the command line and the warden use.
+//! State lives in `<root>/<id>/`; the container's init is a child of the calling process.
+//! Invariant: the caller is single-threaded; between clone3 and execve the child only makes system calls.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec;
+
+pub use crate::error::{Error, Kind, Result};
+
+/// The three standard streams of a container's process.
+#[derive(Debug)]
+pub struct Stdio {
+    /// Descriptor 0.
+    pub stdin: OwnedFd,
+    /// Descriptor 1.
+    pub stdout: OwnedFd,
+    /// Descriptor 2.
+    pub stderr: OwnedFd,
+}
+
+/// What `create` needs; start from [`CreateOptions::new`].
+#[derive(Debug)]
+pub struct CreateOptions<'a> {
+    /// State root, e.g. /run/hull/runtime. Made with mode 0700 if it is missing.
+    pub root: &'a Path,
+    /// Container id: letters, digits, `_ + - .`
+    pub id: &'a str,
+    /// The bundle: directory of config.json.
+    pub bundle: &'a Path,
+    /// `terminal: true` only: Unix socket to which the pty's master is sent (the engines' way).
+    pub console_socket: Option<&'a Path>,
+    /// `terminal: true` only: a slave already open, used as it is. Without this and without a socket the
+    /// master comes back in [`Created::console`].
+    pub console: Option<OwnedFd>,
+    /// File to write the pid into, for engines.
+    pub pid_file: Option<&'a Path>,
+    /// The streams; `None` inherits the caller's. Ignored with a terminal.
+    pub stdio: Option<Stdio>,
+    /// This many descriptors from 3 on are passed to the container.
+    pub preserve_fds: u32,
+    /// Leave the session keyring alone.
+    pub no_new_keyring: bool,
+    /// chroot instead of pivot_root: only for a root file system that is an initramfs.
+    pub no_pivot: bool,
+}
+
+impl<'a> CreateOptions<'a> {
+    /// Options with everything optional left out.
+    pub fn new(root: &'a Path, id: &'a str, bundle: &'a Path) -> CreateOptions<'a> {
+        CreateOptions {
+            root,
+            id,
+            bundle,
+            console_socket: None,
+            console: None,
+            pid_file: None,
+            stdio: None,
+            preserve_fds: 0,
+            no_new_keyring: false,
+            no_pivot: false,
+        }
+    }
+}
+
+/// A process that was made in a container. It is a child of the caller, who must reap it.
+#[derive(Debug)]
+pub struct Created {
+    /// Its pid as the caller sees it.
+    pub pid: i32,
+    /// Its pidfd.
+    pub pidfd: OwnedFd,
+    /// Start time in clock ticks since boot: field 22 of /proc/<pid>/stat. With the pid it names a process for ever.
+    pub start_time: u64,
+    /// Master of the terminal, where the process has one and no socket took it.
+    pub console: Option<OwnedFd>,
+}
+
+/// What `exec` needs; start from [`ExecOptions::new`].
+#[derive(Debug)]
+pub struct ExecOptions<'a> {
+    /// The process to run. Fields left out (capabilities, env) are *not* filled from the container's own process:
+    /// use [`base_process`] for that.
+    pub process: spec::Process,
+    /// As in [`CreateOptions`].
+    pub console_socket: Option<&'a Path>,
+    /// As in [`CreateOptions`].
+    pub console: Option<OwnedFd>,
+    /// As in [`CreateOptions`].
+    pub pid_file: Option<&'a Path>,
+    /// As in [`CreateOptions`].
+    pub stdio: Option<Stdio>,
+    /// As in [`CreateOptions`].
+    pub preserve_fds: u32,
+    /// cgroup below the container's to put the process into.
+    pub cgroup: Option<&'a Path>,
+    /// Enter a paused container anyway: the process will run once it is resumed.
+    pub ignore_paused: bool,
+}
+
+impl ExecOptions<'_> {
+    /// Options with everything optional left out.
+    pub fn new(process: spec::Process) -> ExecOptions<'static> {
+        ExecOptions {
+            process,
+            console_socket: None,
+            console: None,
+            pid_file: None,
+            stdio: None,
+            preserve_fds: 0,
+            cgroup: None,
+            ignore_paused: false,
+        }
+    }
+}
+
+/// `status` of the OCI state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// `create` is under way, or died half way.
+    Creating,
+    /// Waiting for `start`.
+    Created,
+    /// The user's program runs.
+    Running,
+    /// Frozen by `pause`.
+    Paused,
+    /// The init process is gone.
+    Stopped,
+}
+
+/// The OCI state of a container (runtime.md, "State"), plus what runc prints beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// Version of the specification.
+    pub oci_version: String,
+    /// Container id.
+    pub id: String,
+    /// Where it is in its life.
+    pub status: Status,
+    /// Pid of its init; 0 when stopped.
+    pub pid: i32,
+    /// Absolute path of the bundle.
+    pub bundle: PathBuf,
+    /// Absolute path of the root file system on the host.
+    pub rootfs: PathBuf,
+    /// When it was created, RFC 3339.
+    pub created: String,
+    /// Owner, for engines that show it.
+    pub owner: String,
+    /// The configuration's annotations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Create the container: afterwards its init waits in `created` for [`start`].
+pub fn create(_options: CreateOptions) -> Result<Created> {
+    Err(Error::system("not written yet"))
+}
+
+/// Let the container's init execute the user's program; returns when it does, or with the reason why not.
+pub fn start(_root: &Path, _id: &str) -> Result<()> {
+    Err(Error::system("not written yet"))
+}
+
+/// The state, recomputed from the kernel.
+pub fn state(_root: &Path, _id: &str) -> Result<State> {
+    Err(Error::system("not written yet"))
+}
+
+/// All containers below `root`.
+pub fn list(_root: &Path) -> Result<Vec<State>> {
+    Err(Error::system("not written yet"))
+}
+
+/// Send a signal to the init, or with `all` to every process of the container.
+pub fn kill(_root: &Path, _id: &str, _signal: i32, _all: bool) -> Result<()> {
+    Err(Error::system("not written yet"))
+}
+
+/// Remove a stopped container: cgroup, state, poststop hooks. With `force` kill it first; then a missing container is no error.
+pub fn delete(_root: &Path, _id: &str, _force: bool) -> Result<()> {
+    Err(Error::system("not written yet"))
+}
+
+/// Run another process in the container. It is a child of the caller, already running its program.
+pub fn exec(_root: &Path, _id: &str, _options: ExecOptions) -> Result<Created> {
+    Err(Error::system("not written yet"))
+}
+
+/// The container's own process (environment, user, capabilities, working directory): the base of an `exec`.
+pub fn base_process(_root: &Path, _id: &str) -> Result<spec::Process> {
+    Err(Error::system("not written yet"))
+}
+
+/// Processes in the container's cgroup, as host pids.
+pub fn processes(_root: &Path, _id: &str) -> Result<Vec<i32>> {
+    Err(Error::system("not written yet"))
+}

@@ -1,0 +1,1 @@
+//! What container engines put into every container: masked and read-only paths, mounts, devices.

@@ -1,0 +1,7 @@
+//! soon
+use anyhow::Result;
+/// o
+#[derive(clap::Args)]
+pub struct Options {}
+/// r
+pub fn run(_: &Options) -> Result<()> { Ok(()) }

@@ -1,0 +1,6 @@
+//! owner: N
+use anyhow::Result;
+/// b
+pub fn build() -> Result<()> { Ok(()) }
+/// c
+pub fn check() -> Result<()> { Ok(()) }

@@ -1,0 +1,94 @@
+//! The developer's machine: where the workspace is, which Debian packages are missing, running commands with readable errors.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// The root of the workspace.
+pub fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// A line that tells the developer what is going on.
+pub fn say(what: &str) {
+    eprintln!("xtask: {what}");
+}
+
+/// Fails unless the effective user is root.
+///
+/// # Errors
+/// Says what root is needed for.
+pub fn require_root(why: &str) -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "this needs root: {why}. Run it again with sudo");
+    Ok(())
+}
+
+/// Runs a command to its end, with its output shown.
+///
+/// # Errors
+/// It cannot be started, or ends with another status than 0.
+pub fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("start {command:?}"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
+}
+
+fn is_installed(package: &str) -> bool {
+    let out = Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]).output();
+    out.is_ok_and(|out| out.stdout.ends_with(b"install ok installed"))
+}
+
+/// Refreshes apt's package lists, once per process.
+///
+/// # Errors
+/// `apt-get update` failed.
+pub fn apt_update_once() -> Result<()> {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.swap(true, Ordering::Relaxed) {
+        run(Command::new("apt-get").args(["update", "-qq"]))?;
+    }
+    Ok(())
+}
+
+/// Installs those of the Debian `packages` (name, what it is for) that are missing, saying so.
+///
+/// # Errors
+/// Something is missing and apt cannot install it, or this is no Debian.
+pub fn install(packages: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = packages.iter().filter(|(name, _)| !is_installed(name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for (name, why) in &missing {
+        say(&format!("installing {name}: {why}"));
+    }
+    require_root("installing Debian packages")?;
+    if Command::new("apt-get").arg("--version").output().is_err() {
+        let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
+        bail!("no apt-get here: install by hand what these Debian packages hold: {}", names.join(" "));
+    }
+    apt_update_once()?;
+    let names = missing.iter().map(|(name, _)| *name);
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-qq", "-y", "--no-install-recommends"]).args(names);
+    run(command.stdout(std::process::Stdio::null()))
+}
+
+/// Whether a program is on the PATH.
+pub fn has_program(name: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
+}
+
+/// Where cargo put the binaries of this build (`hull`, `hull-runtime`): beside xtask itself.
+///
+/// # Errors
+/// The running program's path is unknown.
+pub fn binaries() -> Result<PathBuf> {
+    let here = std::env::current_exe().context("path of the running program")?;
+    let dir = here.parent().context("the running program has no directory")?;
+    // Test binaries live one level below, in `deps`.
+    Ok(if dir.ends_with("deps") { dir.parent().unwrap_or(dir).to_path_buf() } else { dir.to_path_buf() })
+}

@@ -1,0 +1,11 @@
+//! What a developer of hull runs: `cargo xtask demo | test | vm | bench | ebpf | schema`.
+//!
+//! Nothing here is needed by a user at run time. It is a library too, so that the whole-system tests can use the VM harness.
+
+pub mod bench;
+pub mod demo;
+pub mod ebpf;
+pub mod host;
+pub mod schema;
+pub mod test;
+pub mod vm;
