@@ -1,1 +1,68 @@
-fn main(){}
+//! The one binary an operator installs. It parses arguments and calls the crates; `up` supervises the two long-running halves.
+
+mod cluster;
+mod down;
+mod image;
+mod notify;
+mod process;
+mod status;
+mod up;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use cluster::Cluster;
+
+/// hull: Kubernetes rebuilt around the Linux kernel
+#[derive(Parser)]
+#[command(name = "hull", version, propagate_version = true)]
+struct Arguments {
+    #[command(flatten)]
+    cluster: Cluster,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a one-node cluster on this machine
+    Up(up::Options),
+    /// Stop the cluster on this machine, its pods included
+    Down(down::Options),
+    /// Nodes, pods, services, versions and health at a glance
+    Status(status::Options),
+    /// Images on this node
+    Image {
+        #[command(subcommand)]
+        command: image::Command,
+    },
+    /// Run the control plane: store, API server, controllers, scheduler
+    Control(process::Options),
+    /// Run the node agent: pods, images, network, service proxy, DNS
+    Agent(process::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hull: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let cluster = arguments.cluster;
+    match arguments.command {
+        Command::Up(options) => up::run(cluster, &options),
+        Command::Down(options) => down::run(&cluster.started()?, &options),
+        Command::Status(options) => status::run(&cluster.started()?, &options),
+        Command::Image { command } => image::run(&cluster.started()?, command),
+        Command::Control(options) => process::control(&cluster.complete()?, &options),
+        Command::Agent(options) => process::agent(&cluster.complete()?, &options),
+    }
+}

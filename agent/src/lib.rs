@@ -10,6 +10,7 @@ pub mod config;
 pub mod dns;
 pub mod events;
 pub mod image;
+pub mod manifest;
 pub mod network;
 pub mod node;
 pub mod pod;

@@ -34,7 +34,10 @@ pub struct SelectorError(pub String);
 impl Selector {
     /// Selects nothing (what a missing LabelSelector means).
     pub fn nothing() -> Self {
-        Self { nothing: true, ..Self::default() }
+        Self {
+            nothing: true,
+            ..Self::default()
+        }
     }
 
     /// From the query parameters `labelSelector` and `fieldSelector`; empty text selects everything.
@@ -42,7 +45,11 @@ impl Selector {
     /// # Errors
     /// [`SelectorError`] worded as Kubernetes words it.
     pub fn parse(labels: &str, fields: &str) -> Result<Self, SelectorError> {
-        Ok(Self { nothing: false, labels: labels::parse(labels)?, fields: parse_fields(fields)? })
+        Ok(Self {
+            nothing: false,
+            labels: labels::parse(labels)?,
+            fields: parse_fields(fields)?,
+        })
     }
 
     /// From a `metav1.LabelSelector` as JSON (`matchLabels`, `matchExpressions`). `null` selects nothing, `{}` everything.
@@ -64,13 +71,25 @@ impl Selector {
                 "NotIn" => Operator::NotIn,
                 "Exists" => Operator::Exists,
                 "DoesNotExist" => Operator::DoesNotExist,
-                other => return Err(SelectorError(format!("\"{other}\" is not a valid label selector operator"))),
+                other => {
+                    return Err(SelectorError(format!(
+                        "\"{other}\" is not a valid label selector operator"
+                    )));
+                }
             };
-            let values = expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let values = expression["values"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
             let key = expression["key"].as_str().unwrap_or_default();
             requirements.push(Requirement::new(key, operator, values)?);
         }
-        Ok(Self { labels: requirements, ..Self::default() })
+        Ok(Self {
+            labels: requirements,
+            ..Self::default()
+        })
     }
 
     /// All of these labels: the plain map of a Service's or ReplicationController's `spec.selector`.
@@ -80,13 +99,20 @@ impl Selector {
             operator: Operator::In,
             values: Box::new([value.into()]),
         };
-        Self { labels: labels.into_iter().map(requirement).collect(), ..Self::default() }
+        Self {
+            labels: labels.into_iter().map(requirement).collect(),
+            ..Self::default()
+        }
     }
 
     /// This selector, and one field equal to `value`, e.g. `spec.nodeName`.
     #[must_use]
     pub fn and_field(mut self, path: &str, value: &str) -> Self {
-        self.fields.push(FieldTerm { path: path.into(), equal: true, value: value.into() });
+        self.fields.push(FieldTerm {
+            path: path.into(),
+            equal: true,
+            value: value.into(),
+        });
         self
     }
 
@@ -98,17 +124,27 @@ impl Selector {
     /// Whether an object with this index is selected.
     pub fn matches(&self, index: &Index) -> bool {
         self.matches_labels(|key| index.label(key))
-            && self.fields.iter().all(|term| (index.field(&term.path).unwrap_or("") == &*term.value) == term.equal)
+            && self
+                .fields
+                .iter()
+                .all(|term| (index.field(&term.path).unwrap_or("") == &*term.value) == term.equal)
     }
 
     /// Whether an object with these labels is selected by the label part.
     pub fn matches_labels<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
-        !self.nothing && self.labels.iter().all(|requirement| requirement.matches(label(&requirement.key)))
+        !self.nothing
+            && self
+                .labels
+                .iter()
+                .all(|requirement| requirement.matches(label(&requirement.key)))
     }
 
     /// The value a field must equal, e.g. `metadata.name`, if the selector says so.
     pub fn field(&self, path: &str) -> Option<&str> {
-        self.fields.iter().find(|term| term.equal && &*term.path == path).map(|term| &*term.value)
+        self.fields
+            .iter()
+            .find(|term| term.equal && &*term.path == path)
+            .map(|term| &*term.value)
     }
 
     /// Paths of all fields mentioned, to refuse those a resource does not support.
@@ -125,9 +161,15 @@ fn parse_fields(text: &str) -> Result<Vec<FieldTerm>, SelectorError> {
             continue;
         }
         let Some((path, equal, value)) = split_term(part) else {
-            return Err(SelectorError(format!("invalid selector: '{text}'; can't understand '{part}'")));
+            return Err(SelectorError(format!(
+                "invalid selector: '{text}'; can't understand '{part}'"
+            )));
         };
-        terms.push(FieldTerm { path: path.into(), equal, value: unescape(value)?.into() });
+        terms.push(FieldTerm {
+            path: path.into(),
+            equal,
+            value: unescape(value)?.into(),
+        });
     }
     Ok(terms)
 }
@@ -170,12 +212,20 @@ fn unescape(value: &str) -> Result<String, SelectorError> {
             '\\' => match characters.next() {
                 Some(escaped @ ('\\' | ',' | '=')) => text.push(escaped),
                 Some(other) => {
-                    return Err(SelectorError(format!("invalid field selector: invalid escape sequence: \\{other}")));
+                    return Err(SelectorError(format!(
+                        "invalid field selector: invalid escape sequence: \\{other}"
+                    )));
                 }
-                None => return Err(SelectorError("invalid field selector: invalid escape sequence: \\".into())),
+                None => {
+                    return Err(SelectorError(
+                        "invalid field selector: invalid escape sequence: \\".into(),
+                    ));
+                }
             },
             '=' => {
-                return Err(SelectorError(format!("invalid field selector: unescaped character in value: {value}")));
+                return Err(SelectorError(format!(
+                    "invalid field selector: unescaped character in value: {value}"
+                )));
             }
             other => text.push(other),
         }

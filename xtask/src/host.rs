@@ -92,3 +92,31 @@ pub fn binaries() -> Result<PathBuf> {
     // Test binaries live one level below, in `deps`.
     Ok(if dir.ends_with("deps") { dir.parent().unwrap_or(dir).to_path_buf() } else { dir.to_path_buf() })
 }
+
+/// A cargo command in the workspace.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
+/// Builds both binaries and the given `targets` in release mode; returns the directory they are in.
+///
+/// # Errors
+/// The build fails.
+pub fn build_release(targets: &[&str]) -> Result<PathBuf> {
+    run(cargo().args(["build", "--release", "--package", "hull", "--package", "hull-runtime", "--bins"]).args(targets))?;
+    let debug = binaries()?;
+    Ok(debug.with_file_name("release"))
+}
+
+/// Makes sure that there is a kubectl for the whole-system tests.
+///
+/// # Errors
+/// There is none and Debian's cannot be installed.
+pub fn install_kubectl() -> Result<()> {
+    if has_program("kubectl") {
+        return Ok(());
+    }
+    install(&[("kubernetes-client", "kubectl, the client that hull is tested with")])
+}

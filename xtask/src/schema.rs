@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::{Compression, GzBuilder};
@@ -88,7 +88,6 @@ const POINTERS: &[&str] = &[
     "expirationSeconds",
     "fsGroup",
     "gracePeriodSeconds",
-    "hostPID",
     "hostUsers",
     "ignoreStoreReadErrorWithClusterBreakingPotential",
     "immutable",
@@ -126,21 +125,23 @@ const POINTERS: &[&str] = &[
 
 /// Runs the generator with the arguments after `cargo xtask schema`.
 pub fn run(arguments: &[String]) -> Result<()> {
-    let mut options = HashMap::new();
-    for pair in arguments.chunks(2) {
-        let [name, value] = pair else { bail!("{} needs a value", pair[0]) };
-        options.insert(name.as_str(), value.as_str());
+    match arguments {
+        [first, definitions, second, pb] if first == "--definitions" && second == "--pb" => {
+            generate(Path::new(definitions), Path::new(pb))
+        }
+        _ => bail!("usage: cargo xtask schema --definitions FILE --pb DIR"),
     }
-    let usage = "usage: cargo xtask schema --definitions FILE --pb DIR [--out DIR]";
-    let definitions = options.get("--definitions").context(usage)?;
-    let pb = options.get("--pb").context(usage)?;
-    let default_out = concat!(env!("CARGO_MANIFEST_DIR"), "/../control/src/schema");
-    let out = PathBuf::from(options.get("--out").copied().unwrap_or(default_out));
+}
 
-    let text = fs::read_to_string(definitions).with_context(|| format!("reading the definitions {definitions}"))?;
-    let document: Value = serde_json::from_str(&text).with_context(|| format!("{definitions} is not JSON"))?;
-    let definitions = document["$defs"].as_object().context("the definitions have no object `$defs`")?;
-    let messages = Messages::read(Path::new(pb))?;
+fn generate(definitions: &Path, pb: &Path) -> Result<()> {
+    let out = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../control/src/schema"));
+    let source = definitions.display();
+    let text = fs::read_to_string(definitions).with_context(|| format!("reading the definitions {source}"))?;
+    let document: Value = serde_json::from_str(&text).with_context(|| format!("{source} is not JSON"))?;
+    let definitions = document["$defs"]
+        .as_object()
+        .context("the definitions have no object `$defs`")?;
+    let messages = Messages::read(pb)?;
     let reached = reach(definitions)?;
 
     let mut types = String::new();
@@ -149,7 +150,11 @@ pub fn run(arguments: &[String]) -> Result<()> {
         let definition = &definitions[*name];
         describe(name, definition, &mut descriptions)?;
         if primitive(name).is_none() {
-            Table { definitions, messages: &messages }.write_type(name, definition, &mut types)?;
+            Table {
+                definitions,
+                messages: &messages,
+            }
+            .write_type(name, definition, &mut types)?;
         }
     }
     write(&out.join("types.txt"), types.as_bytes())?;
@@ -170,14 +175,22 @@ type Definitions = serde_json::Map<String, Value>;
 fn reach(definitions: &Definitions) -> Result<BTreeSet<&str>> {
     let mut queue: VecDeque<&str> = VecDeque::new();
     for root in ROOTS {
-        let (root, _) = definitions.get_key_value(*root).with_context(|| format!("no definition of {root}"))?;
+        let (root, _) = definitions
+            .get_key_value(*root)
+            .with_context(|| format!("no definition of {root}"))?;
         queue.push_back(root);
-        queue.extend(definitions.get_key_value(&format!("{root}List")).map(|(name, _)| name.as_str()));
+        queue.extend(
+            definitions
+                .get_key_value(&format!("{root}List"))
+                .map(|(name, _)| name.as_str()),
+        );
     }
     let mut reached = BTreeSet::new();
     while let Some(name) = queue.pop_front() {
         if reached.insert(name) {
-            let definition = definitions.get(name).with_context(|| format!("no definition of {name}"))?;
+            let definition = definitions
+                .get(name)
+                .with_context(|| format!("no definition of {name}"))?;
             references(definition, &mut queue);
         }
     }
@@ -202,7 +215,10 @@ fn referent(target: &str) -> &str {
 }
 
 fn primitive(name: &str) -> Option<&'static str> {
-    PRIMITIVES.iter().find(|(full, _)| *full == name).map(|(_, short)| *short)
+    PRIMITIVES
+        .iter()
+        .find(|(full, _)| *full == name)
+        .map(|(_, short)| *short)
 }
 
 /// Appends `type TAB field TAB "description"` lines; the type's own has an empty field.
@@ -227,7 +243,11 @@ impl Table<'_> {
     fn write_type(&self, name: &str, definition: &Value, out: &mut String) -> Result<()> {
         write!(out, "{name}")?;
         if !name.starts_with("io.k8s.apimachinery.") {
-            for gvk in definition["x-kubernetes-group-version-kind"].as_array().into_iter().flatten() {
+            for gvk in definition["x-kubernetes-group-version-kind"]
+                .as_array()
+                .into_iter()
+                .flatten()
+            {
                 let part = |key: &str| gvk[key].as_str().unwrap_or_default();
                 write!(out, " {}/{}/{}", part("group"), part("version"), part("kind"))?;
             }
@@ -236,10 +256,17 @@ impl Table<'_> {
             out.push_str(" atomic");
         }
         out.push('\n');
-        let required: BTreeSet<_> =
-            definition["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let required: BTreeSet<_> = definition["required"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         let properties = definition["properties"].as_object();
-        let mut tags = self.messages.tags(name, properties.map(|map| map.keys().cloned().collect()).unwrap_or_default());
+        let mut tags = self.messages.tags(
+            name,
+            properties.map(|map| map.keys().cloned().collect()).unwrap_or_default(),
+        );
         for (field, property) in properties.into_iter().flatten() {
             let kind = self.kind(property).with_context(|| format!("{name}.{field}"))?;
             let tag = tags.remove(field).unwrap_or_else(|| "0".to_owned());
@@ -335,7 +362,10 @@ impl Messages {
                 if entry.is_dir() {
                     pending.push(entry);
                 } else if entry.extension().is_some_and(|extension| extension == "rs") {
-                    let module = entry.parent().and_then(|parent| parent.strip_prefix(dir).ok()).unwrap_or(Path::new(""));
+                    let module = entry
+                        .parent()
+                        .and_then(|parent| parent.strip_prefix(dir).ok())
+                        .unwrap_or(Path::new(""));
                     let module = module.to_string_lossy().replace('/', ".");
                     parse_messages(&module, &fs::read_to_string(&entry)?, &mut messages);
                 }
@@ -347,7 +377,9 @@ impl Messages {
 
     /// Protobuf numbers of the JSON fields: `3`, or `2.3` where Go inlines a message (field 2) in JSON.
     fn tags(&self, type_name: &str, fields: Vec<String>) -> BTreeMap<String, String> {
-        let Some(message) = self.message(type_name) else { return BTreeMap::new() };
+        let Some(message) = self.message(type_name) else {
+            return BTreeMap::new();
+        };
         let mut tags = BTreeMap::new();
         let module = type_name.rsplit_once('.').map(|(module, _)| module).unwrap_or_default();
         for field in fields {
@@ -382,7 +414,10 @@ fn parse_messages(module: &str, source: &str, messages: &mut HashMap<String, Vec
         if line.starts_with("///") {
             continue;
         }
-        if let Some(name) = line.strip_prefix("pub struct ").and_then(|rest| rest.split([' ', '{']).next()) {
+        if let Some(name) = line
+            .strip_prefix("pub struct ")
+            .and_then(|rest| rest.split([' ', '{']).next())
+        {
             let key = format!("{module}.{name}").to_lowercase();
             messages.insert(key.clone(), Vec::new());
             current = Some(key);
@@ -391,12 +426,22 @@ fn parse_messages(module: &str, source: &str, messages: &mut HashMap<String, Vec
         } else if let (Some(key), Some(field)) = (&current, line.strip_prefix("pub "))
             && !attribute.is_empty()
         {
-            let tag = attribute.split("tag = \"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("0");
+            let tag = attribute
+                .split("tag = \"")
+                .nth(1)
+                .and_then(|rest| rest.split('"').next())
+                .unwrap_or("0");
             let (name, rust_type) = field.split_once(':').unwrap_or((field, ""));
-            let message = attribute.contains("(message, optional").then(|| last_segment(rust_type));
+            let message = attribute
+                .contains("(message, optional")
+                .then(|| last_segment(rust_type));
             let name = name.trim_start_matches("r#").replace('_', "").to_lowercase();
             let fields = messages.entry(key.clone()).or_default();
-            fields.push(MessageField { name, tag: tag.to_owned(), message });
+            fields.push(MessageField {
+                name,
+                tag: tag.to_owned(),
+                message,
+            });
             attribute.clear();
         }
     }
@@ -436,6 +481,9 @@ mod tests {
 
     #[test]
     fn undoes_nullable_unions() {
-        assert_eq!(json_type(&serde_json::json!({"type": ["integer", "null"]})), Some("integer"));
+        assert_eq!(
+            json_type(&serde_json::json!({"type": ["integer", "null"]})),
+            Some("integer")
+        );
     }
 }

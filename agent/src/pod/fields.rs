@@ -77,7 +77,7 @@ pub fn resource(container: &Container, node: &NodeFacts, selector: &ResourceFiel
 fn subscript(path: &str) -> Option<(&str, &str)> {
     let (map, rest) = path.split_once('[')?;
     let key = rest.strip_suffix(']')?;
-    let quoted = |quote: char| key.strip_prefix(quote).and_then(|inner| inner.strip_suffix(quote));
+    let quoted = |quote: char| key.strip_prefix(quote).and_then(|inner: &str| inner.strip_suffix(quote));
     Some((map, quoted('\'').or_else(|| quoted('"'))?))
 }
 

@@ -1,16 +1,29 @@
 //! The watch cache: every object in memory, one encoding each, serving gets, lists and watches.
 //!
 //! Per resource: a persistent ordered map (O(1) snapshots) and a ring of events bounded in bytes. A watcher is a cursor
-//! into the ring plus a selector; one that lags past the ring gets [`Expired`] (HTTP 410). See STORE.md-style notes in
-//! ARCHITECTURE.md.
+//! into the ring plus a selector; one that lags past the ring gets [`Expired`] (HTTP 410).
+//! Invariant: the cache shows only what the store has made durable, whole transactions, in revision order.
 
+mod list;
+mod object;
+mod ring;
+mod table;
+#[cfg(test)]
+mod tests;
+mod watcher;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
-use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 
+pub use self::object::Object;
+pub use self::table::Snapshot;
+pub use self::watcher::Watcher;
 use crate::selector::Selector;
-use crate::store::Store;
+use crate::store::{self, Store};
 pub use crate::store::{Expect, Revision, StoreError};
 
 /// What is extracted from an object once, when it enters the cache, so that selectors need not decode it.
@@ -31,25 +44,6 @@ pub struct Index {
 pub trait Indexer: Send + Sync + 'static {
     /// The index of `object`.
     fn index(&self, resource: &str, object: &Value) -> Index;
-}
-
-/// One object at one revision. Cheap to share; the body is encoded once for every list and watch.
-#[derive(Debug)]
-pub struct Object {
-    /// Resource: `plural` for the core group, else `group/plural`.
-    pub resource: Arc<str>,
-    /// Namespace; empty for cluster-scoped objects.
-    pub namespace: Arc<str>,
-    /// Name.
-    pub name: Arc<str>,
-    /// Revision of the last write (`metadata.resourceVersion`).
-    pub revision: Revision,
-    /// Revision of the creation.
-    pub created: Revision,
-    /// Extracted fields.
-    pub index: Index,
-    /// The JSON body, `metadata.resourceVersion` included.
-    pub body: Bytes,
 }
 
 /// What happened to an object, as the selector of the watcher sees it.
@@ -126,136 +120,303 @@ pub struct Change {
 }
 
 /// The watch cache over a [`Store`].
-pub struct Cache {}
+pub struct Cache {
+    store: Arc<dyn Store>,
+    shared: Arc<Shared>,
+}
 
-/// One resource at one revision; O(1) to take and to clone.
-#[derive(Clone)]
-pub struct Snapshot {}
+/// What the store's publisher and the watchers share.
+struct Shared {
+    indexer: Arc<dyn Indexer>,
+    tables: RwLock<table::Tables>,
+    /// Changes published before the load was taken in; `None` afterwards.
+    early: Mutex<Option<Vec<store::Change>>>,
+    /// Indexes of the values being committed, by the address of the value: computed by the writer's task from the decoded
+    /// object, so that the publisher need not decode it. [`Prepared`] keeps the address taken while an entry exists.
+    prepared: Mutex<HashMap<usize, Index>>,
+    names: Mutex<Names>,
+}
 
-/// A cursor into the events of one or more resources.
-pub struct Watcher {}
-
-impl Object {
-    /// The decoded body.
-    pub fn value(&self) -> Value {
-        todo!()
-    }
-    /// The body decoded into a type.
-    ///
-    /// # Errors
-    /// What serde says when the body does not fit the type.
-    pub fn typed<T: serde::de::DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        todo!()
-    }
-    /// An indexed field, e.g. `spec.nodeName`.
-    pub fn field(&self, _path: &str) -> Option<&str> {
-        todo!()
-    }
-    /// A label.
-    pub fn label(&self, _key: &str) -> Option<&str> {
-        todo!()
-    }
+/// Resource and namespace names, one allocation each.
+#[derive(Default)]
+struct Names {
+    names: HashSet<Arc<str>>,
+    sweep_at: usize,
 }
 
 impl Cache {
     /// Load everything from `store` and follow it.
     ///
     /// # Errors
-    /// What [`Store::load`] says.
-    pub async fn open(_store: Arc<dyn Store>, _indexer: Arc<dyn Indexer>) -> Result<Arc<Cache>, StoreError> {
-        todo!()
+    /// What [`Store::load`] says; [`StoreError::Broken`] if a value is not an object.
+    pub async fn open(store: Arc<dyn Store>, indexer: Arc<dyn Indexer>) -> Result<Arc<Cache>, StoreError> {
+        let shared = Arc::new(Shared {
+            indexer,
+            tables: RwLock::new(table::Tables::new()),
+            early: Mutex::new(Some(Vec::new())),
+            prepared: Mutex::default(),
+            names: Mutex::default(),
+        });
+        let publisher = shared.clone();
+        store.subscribe(Box::new(move |changes| publisher.publish(changes)));
+        let (values, revision) = store.load().await?;
+        let mut objects = Vec::with_capacity(values.len());
+        for store::KeyValue {
+            key,
+            value,
+            revision,
+            created,
+        } in values
+        {
+            let change = store::Change {
+                revision,
+                key,
+                value: Some(value),
+                created,
+            };
+            let object = shared.decode(&change).ok_or_else(|| StoreError::Broken {
+                path: String::new(),
+                what: format!("the value of {} is not an encoded object", change.key),
+            })?;
+            objects.push((change.key, Arc::new(object)));
+        }
+        shared.tables.write().load(objects, revision);
+        // Holding `early` keeps the publisher out until what came meanwhile is applied before what comes next.
+        let mut early = shared.early.lock();
+        let changes: Vec<_> = early
+            .take()
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|c| c.revision > revision)
+            .collect();
+        shared.apply(&changes);
+        drop(early);
+        Ok(Arc::new(Cache { store, shared }))
     }
+
     /// The newest revision visible.
     pub fn revision(&self) -> Revision {
-        todo!()
+        self.shared.tables.read().revision
     }
+
     /// One object; `namespace` is empty for cluster-scoped ones.
-    pub fn get(&self, _resource: &str, _namespace: &str, _name: &str) -> Option<Arc<Object>> {
-        todo!()
+    pub fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        let key = key(resource, namespace, name);
+        self.shared.tables.read().get(resource)?.objects.get(&*key).cloned()
     }
+
     /// A resource as it is now.
-    pub fn snapshot(&self, _resource: &str) -> Snapshot {
-        todo!()
+    pub fn snapshot(&self, resource: &str) -> Snapshot {
+        let tables = self.shared.tables.read();
+        let objects = tables
+            .get(resource)
+            .map(|table| table.objects.clone())
+            .unwrap_or_default();
+        Snapshot {
+            objects,
+            revision: tables.revision,
+            resource: resource.into(),
+        }
     }
+
     /// A page of objects: from the start or `after` the last page's `next`, now or exactly `at` a revision.
     ///
     /// # Errors
-    /// [`Expired`] if `at` is no longer kept.
-    pub fn list(&self, _query: &Query, _limit: Option<usize>, _after: Option<&str>, _at: Option<Revision>) -> Result<Page, Expired> {
-        todo!()
+    /// [`Expired`] if `at` is no longer kept, or has not happened yet.
+    pub fn list(
+        &self,
+        query: &Query,
+        limit: Option<usize>,
+        after: Option<&str>,
+        at: Option<Revision>,
+    ) -> Result<Page, Expired> {
+        list::list(&self.shared, query, limit, after, at)
     }
-    /// Events after a revision.
+
+    /// Events after a revision. All changes of one transaction share a revision: a watch resumed within one skips its rest.
     ///
     /// # Errors
     /// [`Expired`] if events after that revision are no longer kept.
-    pub fn watch(&self, _query: Query, _after: Revision) -> Result<Watcher, Expired> {
-        todo!()
+    pub fn watch(&self, query: Query, after: Revision) -> Result<Watcher, Expired> {
+        Watcher::filtered(&self.shared, query, after)
     }
+
     /// Every event of these resources from now on, for controllers. Take it before the snapshot.
-    pub fn watch_all(&self, _resources: &[&str]) -> Watcher {
-        todo!()
+    pub fn watch_all(&self, resources: &[&str]) -> Watcher {
+        Watcher::all(&self.shared, resources)
     }
-    /// Commit writes atomically and durably; visible here before it returns. For a deletion the last state is returned.
+
+    /// Commit writes atomically and durably; visible here before it returns. For a deletion the last state is returned,
+    /// under the revision of the deletion.
     ///
     /// # Errors
     /// What [`Store::commit`] says. Deleting what does not exist is a [`StoreError::Conflict`] with `current: None`.
-    pub async fn commit(&self, _changes: Vec<Change>) -> Result<Vec<Arc<Object>>, StoreError> {
-        todo!()
+    pub async fn commit(&self, changes: Vec<Change>) -> Result<Vec<Arc<Object>>, StoreError> {
+        let mut prepared = Prepared {
+            shared: &self.shared,
+            values: Vec::new(),
+        };
+        let mut writes = Vec::with_capacity(changes.len());
+        for change in &changes {
+            let value = change.object.as_ref().map(object::encode);
+            if let (Some(value), Some(object)) = (&value, &change.object) {
+                prepared.add(value.clone(), self.shared.indexer.index(&change.resource, object));
+            }
+            let key = key(&change.resource, &change.namespace, &change.name).into();
+            writes.push(store::Write {
+                key,
+                value,
+                expect: change.expect,
+            });
+        }
+        let revision = self.store.commit(writes).await?;
+        drop(prepared);
+        Ok(changes.iter().map(|change| self.result(change, revision)).collect())
     }
+
+    /// The object a committed change resulted in.
+    fn result(&self, change: &Change, revision: Revision) -> Arc<Object> {
+        let tables = self.shared.tables.read();
+        if let Some(table) = tables.get(&change.resource) {
+            let key = key(&change.resource, &change.namespace, &change.name);
+            if let Some(object) = table.objects.get(&*key).filter(|object| object.revision == revision) {
+                return object.clone();
+            }
+            let recent = table.ring.backwards().take_while(|event| event.revision >= revision);
+            let mut own = recent
+                .filter(|event| event.revision == revision)
+                .map(|event| &event.object);
+            if let Some(object) = own.find(|o| o.name == change.name && o.namespace == change.namespace) {
+                return object.clone();
+            }
+        }
+        drop(tables);
+        // Changed again, and even that long enough ago to have left the ring: show what this commit wrote.
+        let value = change.object.clone().unwrap_or_default();
+        let index = self.shared.indexer.index(&change.resource, &value);
+        let name = (&*change.resource, &*change.namespace, &*change.name);
+        Arc::new(Object::new(name, revision, revision, index, &value))
+    }
+
     /// Pods whose `spec.nodeName` is `node`.
-    pub fn pods_on_node(&self, _node: &str) -> Vec<Arc<Object>> {
-        todo!()
+    pub fn pods_on_node(&self, node: &str) -> Vec<Arc<Object>> {
+        self.shared.tables.read().on_node(node).cloned().collect()
     }
+
     /// Objects of any resource with an owner reference to `owner_uid`.
-    pub fn dependents(&self, _owner_uid: &str) -> Vec<Arc<Object>> {
-        todo!()
+    pub fn dependents(&self, owner_uid: &str) -> Vec<Arc<Object>> {
+        self.shared.tables.read().owned_by(owner_uid).cloned().collect()
+    }
+
+    /// The store below, to compact or close it.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 }
 
-impl Snapshot {
-    /// The revision this is a state of.
-    pub fn revision(&self) -> Revision {
-        todo!()
+impl Shared {
+    fn publish(&self, changes: &[store::Change]) {
+        if let Some(early) = self.early.lock().as_mut() {
+            early.extend_from_slice(changes);
+            return;
+        }
+        self.apply(changes);
     }
-    /// How many objects.
-    pub fn len(&self) -> usize {
-        todo!()
+
+    fn apply(&self, changes: &[store::Change]) {
+        let decoded: Vec<_> = changes
+            .iter()
+            .map(|change| {
+                let object = change.value.as_ref().and_then(|_| self.decode(change)).map(Arc::new);
+                let resource = match &object {
+                    Some(object) => object.resource.clone(),
+                    None => self.intern(split(&change.key).0),
+                };
+                (change.key.clone(), resource, object, change.revision)
+            })
+            .collect();
+        let now = Instant::now();
+        let mut tables = self.tables.write();
+        for (key, resource, object, revision) in decoded {
+            tables.apply(key, &resource, object, revision, now);
+        }
     }
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        todo!()
+
+    fn decode(&self, change: &store::Change) -> Option<Object> {
+        let stored = change.value.as_ref()?;
+        let (resource, namespace, name) = split(&change.key);
+        let prepared = self.prepared.lock().remove(&(stored.as_ptr() as usize));
+        let index = match prepared {
+            Some(index) => index,
+            None => self.indexer.index(resource, &object::decode_value(stored)?),
+        };
+        let name = (self.intern(resource), self.intern(namespace), name.into());
+        Object::decode(name, change.revision, change.created, index, stored)
     }
-    /// All objects in key order.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Object>> {
-        [].into_iter()
-    }
-    /// The objects of one namespace in name order.
-    pub fn namespace(&self, _namespace: &str) -> impl Iterator<Item = &Arc<Object>> {
-        [].into_iter()
-    }
-    /// One object.
-    pub fn get(&self, _namespace: &str, _name: &str) -> Option<&Arc<Object>> {
-        todo!()
+
+    fn intern(&self, name: &str) -> Arc<str> {
+        let mut names = self.names.lock();
+        if let Some(known) = names.names.get(name) {
+            return known.clone();
+        }
+        if names.names.len() >= names.sweep_at {
+            names.names.retain(|name| Arc::strong_count(name) > 1);
+            names.sweep_at = names.names.len() * 2 + 64;
+        }
+        let name: Arc<str> = name.into();
+        names.names.insert(name.clone());
+        name
     }
 }
 
-impl Watcher {
-    /// The next event that the selector lets through; waits for it. Cancel-safe.
-    ///
-    /// # Errors
-    /// [`Expired`] when this watcher lagged past what the cache keeps.
-    pub async fn next(&mut self) -> Result<Event, Expired> {
-        todo!()
+/// Indexes handed to the publisher, taken back when the commit ends in any way.
+struct Prepared<'a> {
+    shared: &'a Shared,
+    values: Vec<bytes::Bytes>,
+}
+
+impl Prepared<'_> {
+    fn add(&mut self, value: bytes::Bytes, index: Index) {
+        self.shared.prepared.lock().insert(value.as_ptr() as usize, index);
+        self.values.push(value);
     }
-    /// The next event if one is there now.
-    ///
-    /// # Errors
-    /// As [`Watcher::next`].
-    pub fn try_next(&mut self) -> Result<Option<Event>, Expired> {
-        todo!()
+}
+
+impl Drop for Prepared<'_> {
+    fn drop(&mut self) {
+        let mut prepared = self.shared.prepared.lock();
+        for value in &self.values {
+            prepared.remove(&(value.as_ptr() as usize));
+        }
     }
-    /// Everything up to this revision has been delivered: what a bookmark says.
-    pub fn revision(&self) -> Revision {
-        todo!()
+}
+
+/// The prefix of a resource's keys: `/registry/core/pods/`, `/registry/apps/deployments/`.
+fn prefix(resource: &str) -> String {
+    let group = if resource.contains('/') { "" } else { "core/" };
+    format!("/registry/{group}{resource}/")
+}
+
+/// An object's key in the store.
+fn key(resource: &str, namespace: &str, name: &str) -> String {
+    let prefix = prefix(resource);
+    if namespace.is_empty() {
+        prefix + name
+    } else {
+        format!("{prefix}{namespace}/{name}")
     }
+}
+
+/// Resource, namespace and name of a key.
+fn split(key: &str) -> (&str, &str, &str) {
+    let path = key.strip_prefix("/registry/").unwrap_or(key);
+    let mut slashes = path.match_indices('/').map(|(at, _)| at);
+    let (group_end, plural_end) = (slashes.next().unwrap_or(0), slashes.next().unwrap_or(path.len()));
+    let resource = match &path[..group_end] {
+        "core" => &path[group_end + 1..plural_end],
+        _ => &path[..plural_end],
+    };
+    let rest = path.get(plural_end + 1..).unwrap_or_default();
+    let (namespace, name) = rest.split_once('/').unwrap_or(("", rest));
+    (resource, namespace, name)
 }

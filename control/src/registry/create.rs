@@ -25,7 +25,7 @@ impl Registry {
         resource: &'static Resource,
         namespace: &str,
         mut object: Value,
-        options: &CreateOptions,
+        options: CreateOptions,
     ) -> Result<Arc<Object>, Status> {
         metadata::stamp_kind(resource, &mut object)?;
         if let Some(conversion) = &resource.conversion {
@@ -36,7 +36,7 @@ impl Registry {
         let generated = metadata::name_or_generate(resource, &mut object, self.environment())?;
         resource.strategy.prepare_create(&mut object);
         (resource.default)(&mut object);
-        admission::create(self, who, resource, namespace, &mut object, options).await?;
+        admission::create(self, who, resource, namespace, &mut object, &options).await?;
         validate(resource, &object, None)?;
         self.insert(resource, namespace, object, generated, options.dry_run).await
     }

@@ -42,13 +42,13 @@ impl Registry {
         resource: &'static Resource,
         namespace: &str,
         name: &str,
-        options: &DeleteOptions,
+        options: DeleteOptions,
     ) -> Result<Deleted, Status> {
         admission::delete(who, resource, name)?;
         for _ in 0..MAX_RETRIES {
             let current = self.get(resource, namespace, name)?;
-            check_preconditions(resource, &current, options)?;
-            match self.carry_out(resource, &current, options).await {
+            check_preconditions(resource, &current, &options)?;
+            match self.carry_out(resource, &current, &options).await {
                 Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(Status::from_store(&error, resource, name)),
                 Ok(deleted) => return Ok(deleted),
@@ -71,7 +71,7 @@ impl Registry {
         let page = self.cache().list(query, None, None, None)?;
         let mut deleted = Vec::with_capacity(page.items.len());
         for object in page.items {
-            match self.delete(who, resource, &object.namespace, &object.name, options).await {
+            match self.delete(who, resource, &object.namespace, &object.name, options.clone()).await {
                 Ok(done) => deleted.push(done.object().clone()),
                 Err(status) if status.is_not_found() => {}
                 Err(status) => return Err(status),

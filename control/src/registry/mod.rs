@@ -27,7 +27,9 @@ use crate::schema::{self, Resource};
 use crate::store::StoreError;
 
 pub use environment::{Environment, time_text};
-pub use options::{CreateOptions, DeleteOptions, FieldValidation, Patch, Propagation, Warnings, WriteOptions};
+pub use crate::schema::Patch;
+pub use pods::Binding;
+pub use options::{CreateOptions, DeleteOptions, Propagation, Warnings, WriteOptions};
 pub use scale::scale_of;
 pub use service::{Ipv4Range, ServiceAllocator};
 pub use status::{Cause, Status, qualified};
@@ -115,13 +117,7 @@ fn storage_row(resource: &'static Resource) -> &'static Resource {
 
 /// An object that was not written: the answer to a dry run.
 fn unsaved(resource: &'static Resource, value: &Value, current: Option<&Object>) -> Arc<Object> {
-    Arc::new(Object {
-        resource: resource.key.into(),
-        namespace: metadata::text(value, "/metadata/namespace").into(),
-        name: metadata::text(value, "/metadata/name").into(),
-        revision: current.map_or(0, |object| object.revision),
-        created: current.map_or(0, |object| object.created),
-        index: Index::default(),
-        body: serde_json::to_vec(value).unwrap_or_default().into(),
-    })
+    let name = (resource.key, metadata::text(value, "/metadata/namespace"), metadata::text(value, "/metadata/name"));
+    let (revision, created) = current.map_or((0, 0), |object| (object.revision, object.created));
+    Arc::new(Object::new(name, revision, created, Index::default(), value))
 }

@@ -4,17 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// What to do about fields the schema does not know (`fieldValidation`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FieldValidation {
-    /// Drop them silently.
-    Ignore,
-    /// Drop them and warn: the server's default.
-    #[default]
-    Warn,
-    /// Refuse the request.
-    Strict,
-}
+use crate::schema::Mode;
 
 /// Collects texts for `Warning` response headers while a request is served.
 #[derive(Clone, Debug, Default)]
@@ -38,7 +28,7 @@ pub struct WriteOptions {
     /// Do everything but the commit.
     pub dry_run: bool,
     /// For unknown fields. Bodies of create and update are checked before they reach the registry; patches in it.
-    pub field_validation: FieldValidation,
+    pub field_validation: Mode,
     /// Who is said to manage the fields.
     pub field_manager: String,
     /// Where warnings go.
@@ -72,15 +62,4 @@ pub struct DeleteOptions {
     pub resource_version: Option<String>,
     /// Do everything but the commit.
     pub dry_run: bool,
-}
-
-/// A patch document.
-#[derive(Clone, Debug)]
-pub enum Patch {
-    /// RFC 6902.
-    Json(serde_json::Value),
-    /// RFC 7396.
-    Merge(serde_json::Value),
-    /// Kubernetes' strategic merge patch.
-    Strategic(serde_json::Value),
 }

@@ -38,7 +38,7 @@ impl Registry {
         namespace: &str,
         name: &str,
         mut object: Value,
-        options: &WriteOptions,
+        options: WriteOptions,
     ) -> Result<Arc<Object>, Status> {
         if subresource != Some("scale") {
             metadata::stamp_kind(resource, &mut object)?;
@@ -56,7 +56,7 @@ impl Registry {
             return Err(Status::invalid(resource, name, &[error]));
         }
         let target = Target { resource, subresource, namespace, name };
-        self.modify(who, target, options, |_| Ok(object.clone())).await
+        self.modify(who, target, &options, |_| Ok(object.clone())).await
     }
 
     /// Computes the new state from the current one until it is written.

@@ -79,7 +79,12 @@ pub struct FieldError {
 
 impl FieldError {
     fn new(kind: ErrorKind, path: impl Into<String>, value: Value, detail: impl Into<String>) -> Self {
-        Self { path: path.into(), kind, value, detail: detail.into() }
+        Self {
+            path: path.into(),
+            kind,
+            value,
+            detail: detail.into(),
+        }
     }
 
     /// `path: Required value: detail`.
@@ -117,7 +122,12 @@ impl FieldError {
 
     /// `path: Too long: may not be more than N bytes`.
     pub fn too_long(path: impl Into<String>, max: usize) -> Self {
-        Self::new(ErrorKind::TooLong, path, Value::Null, format!("may not be more than {max} bytes"))
+        Self::new(
+            ErrorKind::TooLong,
+            path,
+            Value::Null,
+            format!("may not be more than {max} bytes"),
+        )
     }
 
     /// `path: Too many: actual: must have at most max items`.
@@ -157,18 +167,30 @@ mod tests {
     #[test]
     fn renders_like_kubernetes() {
         let cases = [
-            (FieldError::required("metadata.name", "name or generateName is required"), "metadata.name: Required value: name or generateName is required"),
+            (
+                FieldError::required("metadata.name", "name or generateName is required"),
+                "metadata.name: Required value: name or generateName is required",
+            ),
             (
                 FieldError::invalid("spec.replicas", -1, "must be greater than or equal to 0"),
                 "spec.replicas: Invalid value: -1: must be greater than or equal to 0",
             ),
-            (FieldError::invalid("metadata.name", "A\"b", "bad"), "metadata.name: Invalid value: \"A\\\"b\": bad"),
-            (FieldError::duplicate("spec.ports[1].name", "web"), "spec.ports[1].name: Duplicate value: \"web\""),
+            (
+                FieldError::invalid("metadata.name", "A\"b", "bad"),
+                "metadata.name: Invalid value: \"A\\\"b\": bad",
+            ),
+            (
+                FieldError::duplicate("spec.ports[1].name", "web"),
+                "spec.ports[1].name: Duplicate value: \"web\"",
+            ),
             (
                 FieldError::not_supported("spec.type", "Foo", &["NodePort", "ClusterIP"]),
                 "spec.type: Unsupported value: \"Foo\": supported values: \"ClusterIP\", \"NodePort\"",
             ),
-            (FieldError::too_long("data", 1048576), "data: Too long: may not be more than 1048576 bytes"),
+            (
+                FieldError::too_long("data", 1048576),
+                "data: Too long: may not be more than 1048576 bytes",
+            ),
         ];
         for (error, expected) in cases {
             assert_eq!(error.to_string(), expected);

@@ -25,7 +25,7 @@ mod validate;
 
 pub use decode::{DecodeError, Decoded, Encoding, Limits, decode};
 pub use error::{ErrorKind, FieldError};
-pub use fields::{CheckError, Mode, Warning, check_fields};
+pub use fields::{CheckError, Mode, Warning, check_fields, format_time};
 pub use index::Fields;
 pub use name::{is_name, name_from_generate_name};
 pub use patch::{Patch, PatchError};

@@ -103,7 +103,11 @@ pub struct Conversion {
 impl Resource {
     /// `v1` or `apps/v1`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// The kind of a list, e.g. `PodList`.
@@ -126,7 +130,9 @@ impl Resource {
 
     /// Whether a field selector may use `path`.
     pub fn is_selectable(&self, path: &str) -> bool {
-        matches!(path, "metadata.name") || (self.namespaced && path == "metadata.namespace") || self.selectable_fields.contains(&path)
+        matches!(path, "metadata.name")
+            || (self.namespaced && path == "metadata.namespace")
+            || self.selectable_fields.contains(&path)
     }
 }
 
@@ -144,10 +150,12 @@ pub fn by_key(key: &str) -> Option<&'static Resource> {
 
 /// The row for a path's group, version and plural.
 pub fn by_gvr(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-    ROWS.iter().find(|row| row.plural == plural && row.group == group && row.version == version)
+    ROWS.iter()
+        .find(|row| row.plural == plural && row.group == group && row.version == version)
 }
 
 /// The row for a body's group, version and kind.
 pub fn by_kind(group: &str, version: &str, kind: &str) -> Option<&'static Resource> {
-    ROWS.iter().find(|row| row.kind == kind && row.group == group && row.version == version)
+    ROWS.iter()
+        .find(|row| row.kind == kind && row.group == group && row.version == version)
 }

@@ -9,7 +9,16 @@ use super::resource::{Conversion, NameRule, Resource, Subresource};
 use super::strategy::Strategy;
 use super::validate;
 
-const ALL: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const ALL: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 const NO_COLLECTION: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
 const CREATE: &[&str] = &["create"];
 const READ_WRITE: &[&str] = &["get", "patch", "update"];
@@ -21,7 +30,13 @@ const fn sub(
     kind: &'static str,
     verbs: &'static [&'static str],
 ) -> Subresource {
-    Subresource { name, group, version, kind, verbs }
+    Subresource {
+        name,
+        group,
+        version,
+        kind,
+        verbs,
+    }
 }
 
 const CONNECT: &[&str] = &["create", "get"];
@@ -51,8 +66,13 @@ const ROW: Resource = Resource {
 };
 
 /// A resource that is only answered, never stored.
-const REVIEW: Resource =
-    Resource { namespaced: false, verbs: CREATE, storage: false, validate: validate::nothing, ..ROW };
+const REVIEW: Resource = Resource {
+    namespaced: false,
+    verbs: CREATE,
+    storage: false,
+    validate: validate::nothing,
+    ..ROW
+};
 
 const EVENT_FIELDS: &[&str] = &[
     "involvedObject.kind",
@@ -110,7 +130,10 @@ pub(super) static ROWS: &[Resource] = &[
         selectable_fields: EVENT_FIELDS,
         key: "events",
         validate: validate::node::event,
-        strategy: Strategy { create_on_update: true, ..Strategy::PLAIN },
+        strategy: Strategy {
+            create_on_update: true,
+            ..Strategy::PLAIN
+        },
         ..ROW
     },
     Resource {
@@ -150,7 +173,11 @@ pub(super) static ROWS: &[Resource] = &[
         key: "nodes",
         default: default::node,
         validate: validate::node::node,
-        strategy: Strategy { status: true, create_with_status: true, ..Strategy::PLAIN },
+        strategy: Strategy {
+            status: true,
+            create_with_status: true,
+            ..Strategy::PLAIN
+        },
         ..ROW
     },
     Resource {
@@ -199,7 +226,10 @@ pub(super) static ROWS: &[Resource] = &[
         key: "podtemplates",
         default: default::pod::pod_template,
         validate: validate::workload::pod_template,
-        strategy: Strategy { generation: true, ..Strategy::PLAIN },
+        strategy: Strategy {
+            generation: true,
+            ..Strategy::PLAIN
+        },
         ..ROW
     },
     Resource {
@@ -236,7 +266,11 @@ pub(super) static ROWS: &[Resource] = &[
         name_rule: NameRule::Label1035,
         default: default::service::service,
         validate: validate::service::service,
-        strategy: Strategy { status: true, on_update: Some(default::service::on_update), ..Strategy::PLAIN },
+        strategy: Strategy {
+            status: true,
+            on_update: Some(default::service::on_update),
+            ..Strategy::PLAIN
+        },
         ..ROW
     },
     Resource {
@@ -280,8 +314,14 @@ pub(super) static ROWS: &[Resource] = &[
         selectable_fields: EVENT_FIELDS,
         key: "events",
         validate: validate::node::event,
-        strategy: Strategy { create_on_update: true, ..Strategy::PLAIN },
-        conversion: Some(Conversion { to_storage: event::to_core, from_storage: event::from_core }),
+        strategy: Strategy {
+            create_on_update: true,
+            ..Strategy::PLAIN
+        },
+        conversion: Some(Conversion {
+            to_storage: event::to_core,
+            from_storage: event::from_core,
+        }),
         ..ROW
     },
     Resource {
@@ -347,7 +387,11 @@ pub(super) static ROWS: &[Resource] = &[
         type_name: "io.k8s.api.coordination.v1.Lease",
         key: "coordination.k8s.io/leases",
         validate: validate::node::lease,
-        strategy: Strategy { create_on_update: true, unconditional_update: false, ..Strategy::PLAIN },
+        strategy: Strategy {
+            create_on_update: true,
+            unconditional_update: false,
+            ..Strategy::PLAIN
+        },
         ..ROW
     },
     Resource {
@@ -359,7 +403,10 @@ pub(super) static ROWS: &[Resource] = &[
         key: "discovery.k8s.io/endpointslices",
         default: default::service::endpoint_slice,
         validate: validate::service::endpoint_slice,
-        strategy: Strategy { generation: true, ..Strategy::PLAIN },
+        strategy: Strategy {
+            generation: true,
+            ..Strategy::PLAIN
+        },
         ..ROW
     },
     Resource {
@@ -421,7 +468,12 @@ mod tests {
     #[test]
     fn every_row_names_a_known_type_of_its_own_kind() {
         for row in ROWS {
-            assert_eq!(super::super::type_for(row.group, row.version, row.kind), Some(row.type_name), "{}", row.plural);
+            assert_eq!(
+                super::super::type_for(row.group, row.version, row.kind),
+                Some(row.type_name),
+                "{}",
+                row.plural
+            );
             for sub in row.subresources {
                 let streaming = sub.kind.ends_with("Options");
                 assert!(streaming || !sub.type_name().is_empty(), "{}/{}", row.plural, sub.name);

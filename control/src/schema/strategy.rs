@@ -39,7 +39,11 @@ impl Strategy {
         on_update: None,
     };
     /// Status and generation, as of workloads.
-    pub const WORKLOAD: Strategy = Strategy { status: true, generation: true, ..Strategy::PLAIN };
+    pub const WORKLOAD: Strategy = Strategy {
+        status: true,
+        generation: true,
+        ..Strategy::PLAIN
+    };
 
     /// Applies the rules for a create. Call before defaults and validation; metadata that the server owns (uid,
     /// creationTimestamp, …) is the registry's.
@@ -66,7 +70,11 @@ impl Strategy {
         }
         if self.generation {
             let generation = old["metadata"]["generation"].as_i64();
-            let next = if desired(new) == desired(old) { generation } else { Some(generation.unwrap_or(0) + 1) };
+            let next = if desired(new) == desired(old) {
+                generation
+            } else {
+                Some(generation.unwrap_or(0) + 1)
+            };
             set_generation(new, next);
         }
         if let Some(hook) = self.on_update {
@@ -98,14 +106,21 @@ pub fn pod_grace_seconds(pod: &Value, requested: Option<i64>) -> i64 {
     if unbound || ended {
         return 0;
     }
-    let grace = requested.or_else(|| pod["spec"]["terminationGracePeriodSeconds"].as_i64()).unwrap_or(30);
+    let grace = requested
+        .or_else(|| pod["spec"]["terminationGracePeriodSeconds"].as_i64())
+        .unwrap_or(30);
     if grace < 0 { 1 } else { grace }
 }
 
 /// The desired state: everything but metadata and status.
 fn desired(object: &Value) -> Vec<(&String, &Value)> {
-    let Some(fields) = object.as_object() else { return Vec::new() };
-    fields.iter().filter(|(name, _)| !matches!(name.as_str(), "metadata" | "status" | "apiVersion" | "kind")).collect()
+    let Some(fields) = object.as_object() else {
+        return Vec::new();
+    };
+    fields
+        .iter()
+        .filter(|(name, _)| !matches!(name.as_str(), "metadata" | "status" | "apiVersion" | "kind"))
+        .collect()
 }
 
 fn set_generation(object: &mut Value, generation: Option<i64>) {
@@ -159,7 +174,10 @@ mod tests {
         let old = json!({"metadata": {"generation": 4}, "spec": {"replicas": 1}, "status": {"replicas": 1}});
         let mut new = json!({"metadata": {"generation": 8}, "spec": {"replicas": 5}, "status": {"replicas": 2}});
         Strategy::WORKLOAD.prepare_update(Some("status"), &mut new, &old);
-        assert_eq!(new, json!({"metadata": {"generation": 4}, "spec": {"replicas": 1}, "status": {"replicas": 2}}));
+        assert_eq!(
+            new,
+            json!({"metadata": {"generation": 4}, "spec": {"replicas": 1}, "status": {"replicas": 2}})
+        );
     }
 
     #[test]
@@ -168,6 +186,9 @@ mod tests {
         assert_eq!(pod_grace_seconds(&bound, None), 5);
         assert_eq!(pod_grace_seconds(&bound, Some(0)), 0);
         assert_eq!(pod_grace_seconds(&json!({"spec": {}}), Some(60)), 0);
-        assert_eq!(pod_grace_seconds(&json!({"spec": {"nodeName": "n"}, "status": {"phase": "Failed"}}), None), 0);
+        assert_eq!(
+            pod_grace_seconds(&json!({"spec": {"nodeName": "n"}, "status": {"phase": "Failed"}}), None),
+            0
+        );
     }
 }

@@ -42,7 +42,11 @@ impl Requirement {
                 "values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty".into(),
             ));
         }
-        Ok(Self { key: key.into(), operator, values: values.into_iter().map(Into::into).collect() })
+        Ok(Self {
+            key: key.into(),
+            operator,
+            values: values.into_iter().map(Into::into).collect(),
+        })
     }
 
     pub(super) fn matches(&self, value: Option<&str>) -> bool {
@@ -137,7 +141,9 @@ impl<'a> Parser<'a> {
 
     fn next(&mut self) -> Token<'a> {
         self.rest = self.rest.trim_start_matches([' ', '\t', '\r', '\n']);
-        let Some(first) = self.rest.chars().next() else { return Token::End };
+        let Some(first) = self.rest.chars().next() else {
+            return Token::End;
+        };
         match first {
             ',' | '(' | ')' => {
                 self.take(1);
@@ -148,7 +154,10 @@ impl<'a> Parser<'a> {
                 }
             }
             '=' | '!' | '<' | '>' => {
-                let length = self.rest.find(|c| !matches!(c, '=' | '!' | '<' | '>')).unwrap_or(self.rest.len());
+                let length = self
+                    .rest
+                    .find(|c| !matches!(c, '=' | '!' | '<' | '>'))
+                    .unwrap_or(self.rest.len());
                 match self.take(length) {
                     "!" => Token::Not,
                     operator => Token::Operator(operator),
@@ -168,7 +177,9 @@ impl<'a> Parser<'a> {
         if negated {
             token = self.next();
         }
-        let Token::Word(key) = token else { return fail(&token, ", expected: identifier") };
+        let Token::Word(key) = token else {
+            return fail(&token, ", expected: identifier");
+        };
         check_key(key)?;
         if negated {
             return Requirement::new(key, Operator::DoesNotExist, Vec::new());
@@ -243,7 +254,9 @@ fn check_key(key: &str) -> Result<(), SelectorError> {
                 !part.is_empty()
                     && !part.starts_with('-')
                     && !part.ends_with('-')
-                    && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                    && part
+                        .bytes()
+                        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             };
             if prefix.len() > 253 {
                 return invalid("prefix part must be no more than 253 bytes");
@@ -274,7 +287,9 @@ fn check_value(key: &str, value: &str) -> Result<(), SelectorError> {
     } else {
         return Ok(());
     };
-    Err(SelectorError(format!("values[0][{key}]: Invalid value: \"{value}\": {why}")))
+    Err(SelectorError(format!(
+        "values[0][{key}]: Invalid value: \"{value}\": {why}"
+    )))
 }
 
 fn is_name(text: &str) -> bool {
@@ -282,5 +297,7 @@ fn is_name(text: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
     edge(bytes.first())
         && edge(bytes.last())
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }

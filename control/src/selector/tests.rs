@@ -9,7 +9,11 @@ fn index(labels: &[(&str, &str)], fields: &[(&'static str, &str)]) -> Index {
     labels.sort();
     let mut fields: Vec<_> = fields.iter().map(|(k, v)| (*k, Box::from(*v))).collect();
     fields.sort();
-    Index { labels: labels.into(), fields: fields.into(), ..Index::default() }
+    Index {
+        labels: labels.into(),
+        fields: fields.into(),
+        ..Index::default()
+    }
 }
 
 #[test]
@@ -54,28 +58,46 @@ fn label_errors_are_worded_as_kubernetes_words_them() {
         ("a=b=c", "found '=', expected: ',' or 'end of string'"),
         ("=a", "found '=', expected: !, identifier, or 'end of string'"),
         ("a in", "unable to parse requirement: found '' expected: '('"),
-        ("a in (b", "unable to parse requirement: found '', expected: ',', or ')'"),
-        ("a b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt"),
+        (
+            "a in (b",
+            "unable to parse requirement: found '', expected: ',', or ')'",
+        ),
+        (
+            "a b",
+            "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt",
+        ),
         ("!", "unable to parse requirement: found '', expected: identifier"),
         ("a=(", "unable to parse requirement: found '(', expected: identifier"),
     ] {
         assert_eq!(Selector::parse(text, "").unwrap_err().to_string(), expected, "{text}");
     }
     let error = Selector::parse("a=b,-x=y", "").unwrap_err().to_string();
-    assert!(error.starts_with("unable to parse requirement: <nil>: Invalid value: \"-x\": name part must"), "{error}");
+    assert!(
+        error.starts_with("unable to parse requirement: <nil>: Invalid value: \"-x\": name part must"),
+        "{error}"
+    );
     let error = Selector::parse("a in ()", "").unwrap_err().to_string();
     assert!(error.contains("values set can't be empty"), "{error}");
     let error = Selector::parse("size>big", "").unwrap_err().to_string();
     assert!(error.contains("must be an integer"), "{error}");
     let long = "x".repeat(64);
-    for text in [format!("{long}=a"), format!("a={long}"), "a/b/c=d".into(), "/b=d".into(), "A/b=d".into()] {
+    for text in [
+        format!("{long}=a"),
+        format!("a={long}"),
+        "a/b/c=d".into(),
+        "/b=d".into(),
+        "A/b=d".into(),
+    ] {
         assert!(Selector::parse(&text, "").is_err(), "{text}");
     }
 }
 
 #[test]
 fn fields() {
-    let pod = index(&[], &[("metadata.name", "a=b"), ("spec.nodeName", "n1"), ("status.phase", "")]);
+    let pod = index(
+        &[],
+        &[("metadata.name", "a=b"), ("spec.nodeName", "n1"), ("status.phase", "")],
+    );
     for (text, expected) in [
         ("spec.nodeName=n1", true),
         ("spec.nodeName==n1", true),
@@ -96,7 +118,10 @@ fn fields() {
     let selector = Selector::parse("", "spec.nodeName=n1,status.phase!=Failed").unwrap();
     assert_eq!(selector.field("spec.nodeName"), Some("n1"));
     assert_eq!(selector.field("status.phase"), None);
-    assert_eq!(selector.field_paths().collect::<Vec<_>>(), ["spec.nodeName", "status.phase"]);
+    assert_eq!(
+        selector.field_paths().collect::<Vec<_>>(),
+        ["spec.nodeName", "status.phase"]
+    );
 }
 
 #[test]
@@ -107,9 +132,7 @@ fn label_selector_objects() {
     assert!(parsed(json!({})).matches(&web), "an empty selector selects everything");
     assert!(parsed(json!({"matchLabels": {"app": "web"}})).matches(&web));
     assert!(!parsed(json!({"matchLabels": {"app": "db"}})).matches(&web));
-    let expressions = |operator: &str, values: &[&str]| {
-        json!({"matchExpressions": [{"key": "app", "operator": operator, "values": values}]})
-    };
+    let expressions = |operator: &str, values: &[&str]| json!({"matchExpressions": [{"key": "app", "operator": operator, "values": values}]});
     assert!(parsed(expressions("In", &["web"])).matches(&web));
     assert!(!parsed(expressions("NotIn", &["web"])).matches(&web));
     assert!(parsed(expressions("Exists", &[])).matches(&web));

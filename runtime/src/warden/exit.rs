@@ -6,7 +6,6 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::protocol::Exit;
@@ -37,12 +36,6 @@ pub(crate) fn unknown(oom_killed: bool, at: i64) -> Exit {
 pub fn exit_of(pidfd: impl AsFd) -> Option<Exit> {
     let pidfd = pidfd.as_fd();
     wait_status(pidfd).map(|status| from_wait_status(status, false, now()))
-}
-
-/// Whether the process behind a pidfd has ended.
-pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-    matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
 }
 
 /// The wait status of an ended stranger: from its pidfd once it is reaped, from /proc while it is a zombie.
@@ -89,11 +82,6 @@ impl Stat {
     }
 }
 
-/// The start time of a live process.
-pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    Stat::read(pid).map(|stat| stat.start_time)
-}
-
 /// struct pidfd_info, first version (include/uapi/linux/pidfd.h).
 #[repr(C)]
 #[derive(Default)]
@@ -122,6 +110,7 @@ fn wait_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
     use std::process::{Command, Stdio};
 
     #[test]
@@ -150,14 +139,13 @@ mod tests {
     fn a_stranger_tells_its_exit_as_zombie_and_after_it_was_reaped() {
         let mut child = Command::new("/bin/sh").args(["-c", "read x; exit 7"]).stdin(Stdio::piped()).spawn().unwrap();
         let pid = child.id() as i32;
-        let started = start_time(pid).unwrap();
+        let started = Stat::read(pid).unwrap().start_time;
         let pidfd = open_pidfd(pid, started).unwrap();
         assert!(open_pidfd(pid, started + 1).is_none(), "another process of the same pid");
-        assert!(!has_ended(pidfd.as_fd()));
+        assert_eq!(status_of_stranger(pidfd.as_fd(), pid, started), None, "alive");
         drop(child.stdin.take());
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
         poll(&mut fds, None).unwrap();
-        assert!(has_ended(pidfd.as_fd()));
         assert_eq!(status_of_stranger(pidfd.as_fd(), pid, started), Some(7 << 8), "as a zombie");
         child.wait().unwrap();
         assert_eq!(exit_of(&pidfd).unwrap().code, Some(7), "after it was reaped");

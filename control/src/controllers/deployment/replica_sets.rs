@@ -122,7 +122,6 @@ impl ReplicaSet {
             }
             self.annotate(REVISION, &revision.to_string());
         }
-        self.annotate_sizes(deployment);
     }
 
     /// The pod template without the hash label.
@@ -186,5 +185,6 @@ pub fn build(deployment: &Deployment, hash: &str, revision: i64) -> ReplicaSet {
     let meta = Metadata { name, ..Metadata::default() };
     let mut set = ReplicaSet { object: None, meta, value, changed: true, scaled: None };
     set.synchronise(deployment, revision);
+    set.annotate_sizes(deployment);
     set
 }

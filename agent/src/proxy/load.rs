@@ -1,0 +1,189 @@
+//! Loading, pinning, attaching, and the way back.
+//!
+//! Maps are pinned as `<name>_v<layout>`, links as `link_<program>`. The links carry no version: they are what an
+//! upgrade hands from one set of programs to the next (BPF_LINK_UPDATE), without a moment in which none is attached.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aya::programs::CgroupSockAddr;
+use aya::{Ebpf, EbpfLoader};
+
+use super::maps::NAMES;
+use super::{Error, ProxyConfig, bpffs, sys};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/hull.bpf.o"));
+
+/// The programs and their attach types (enum bpf_attach_type). What shows origins is attached before what makes them.
+const PROGRAMS: [(&str, u32); 8] = [
+    ("recvmsg4", 19),
+    ("recvmsg6", 20),
+    ("getpeername4", 29),
+    ("getpeername6", 30),
+    ("sendmsg4", 14),
+    ("sendmsg6", 15),
+    ("connect4", 10),
+    ("connect6", 11),
+];
+
+/// Loads the programs and opens or makes their maps.
+pub(super) fn load(config: &ProxyConfig) -> Result<Ebpf, Error> {
+    match load_with(config, 1) {
+        Ok(ebpf) => Ok(ebpf),
+        // Before Linux 5.18 these programs cannot choose the error a client sees.
+        Err(first) => load_with(config, 0).map_err(|_| first),
+    }
+}
+
+fn load_with(config: &ProxyConfig, can_set_error: u32) -> Result<Ebpf, Error> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None).override_global("CAN_SET_ERROR", &can_set_error, true);
+    for name in NAMES {
+        loader.map_pin_path(name, map_pin(config, name));
+    }
+    let limits = config.limits;
+    for (name, entries) in [
+        ("services", limits.services),
+        ("counters", limits.services),
+        ("slots", limits.backends),
+        ("members", limits.backends),
+        ("affinity", limits.clients),
+    ] {
+        loader.map_max_entries(name, entries);
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|error| Error::Load(chain(&error)))?;
+    for (name, _) in PROGRAMS {
+        program(&mut ebpf, name)?.load().map_err(|error| Error::Load(format!("{name}: {}", chain(&error))))?;
+    }
+    Ok(ebpf)
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, Error> {
+    let program = ebpf.program_mut(name).ok_or_else(|| Error::Load(format!("the object has no program {name}")))?;
+    program.try_into().map_err(|_| Error::Load(format!("{name} is not a program for socket addresses")))
+}
+
+/// An error with all its causes: the verifier's words are in the innermost.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// Puts the programs in force: existing links get the new program, missing ones are made.
+pub(super) fn attach(config: &ProxyConfig, ebpf: &mut Ebpf) -> Result<(), Error> {
+    let cgroup = File::open(&config.cgroup).map_err(|source| Error::file("open", &config.cgroup, source))?;
+    let metadata = cgroup.metadata().map_err(|source| Error::file("stat", &config.cgroup, source))?;
+    for (name, attach_type) in PROGRAMS {
+        let failed = |source| Error::Attach { program: name, cgroup: config.cgroup.clone(), source };
+        let program = program(ebpf, name)?;
+        let fd = program.fd().map_err(|error| failed(io::Error::other(error)))?.as_fd();
+        let pin = config.bpf_dir.join(format!("link_{name}"));
+        if !take_over(&pin, fd, metadata.ino()).map_err(failed)? {
+            create_link(&pin, fd, &cgroup, attach_type).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a pinned link the new program; false when there is none for this cgroup.
+fn take_over(pin: &Path, program: BorrowedFd<'_>, cgroup_id: u64) -> io::Result<bool> {
+    let link = match sys::open_pinned(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if sys::cgroup_of_link(&link)? != cgroup_id {
+        return Ok(false);
+    }
+    match sys::update_link(&link, program) {
+        // The cgroup was removed, and with it the attachment; a link never comes back.
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
+/// The new link is in place before a pin of another one is replaced.
+fn create_link(pin: &Path, program: BorrowedFd<'_>, cgroup: &File, attach_type: u32) -> io::Result<()> {
+    let link = sys::create_link(program, cgroup, attach_type)?;
+    if !pin.exists() {
+        return sys::pin(&link, pin);
+    }
+    let aside = pin.with_extension("new");
+    let _ = fs::remove_file(&aside);
+    sys::pin(&link, &aside)?;
+    fs::rename(&aside, pin)
+}
+
+fn map_pin(config: &ProxyConfig, name: &str) -> PathBuf {
+    config.bpf_dir.join(format!("{name}_v{}", config.layout))
+}
+
+/// The pins of maps with another layout than `layout`.
+pub(super) fn other_layouts(dir: &Path, layout: u32) -> Result<Vec<PathBuf>, Error> {
+    Ok(pins(dir)?.into_iter().filter(|(_, pin)| matches!(pin, Pin::Map(other) if *other != layout)).map(|p| p.0).collect())
+}
+
+/// Removes pins; what they named goes with its last user.
+pub(super) fn remove(pins: &[PathBuf]) -> Result<(), Error> {
+    pins.iter().try_for_each(|pin| fs::remove_file(pin).map_err(|source| Error::file("remove", pin, source)))
+}
+
+enum Pin {
+    Link,
+    Map(u32),
+}
+
+fn pins(dir: &Path) -> Result<Vec<(PathBuf, Pin)>, Error> {
+    let failed = |source| Error::file("read directory", dir, source);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if let Some(pin) = entry.file_name().to_str().and_then(classify) {
+            found.push((entry.path(), pin));
+        }
+    }
+    Ok(found)
+}
+
+fn classify(name: &str) -> Option<Pin> {
+    if name.starts_with("link_") {
+        return Some(Pin::Link);
+    }
+    let (map, layout) = name.rsplit_once("_v")?;
+    NAMES.contains(&map).then_some(Pin::Map(layout.parse().ok()?))
+}
+
+/// Detaches every program and removes every pin in `bpf_dir`; nothing of the proxy remains in the kernel once no
+/// process uses it. A directory that does not exist is fine.
+pub fn unload(bpf_dir: &Path) -> Result<(), Error> {
+    if !bpf_dir.exists() {
+        return Ok(());
+    }
+    let (links, maps): (Vec<_>, Vec<_>) = pins(bpf_dir)?.into_iter().partition(|(_, pin)| matches!(pin, Pin::Link));
+    for (path, _) in &links {
+        let link = sys::open_pinned(path).map_err(|source| Error::file("open the link", path, source))?;
+        // Fails on a link whose cgroup is gone: then it is detached already.
+        let _ = sys::detach_link(&link);
+    }
+    remove(&links.into_iter().chain(maps).map(|(path, _)| path).collect::<Vec<_>>())?;
+    bpffs::release(bpf_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_are_told_from_strangers() {
+        assert!(matches!(classify("link_connect4"), Some(Pin::Link)));
+        assert!(matches!(classify("services_v12"), Some(Pin::Map(12))));
+        for name in ["services", "services_vx", "other_v1", "v1", ""] {
+            assert!(classify(name).is_none(), "{name}");
+        }
+    }
+}

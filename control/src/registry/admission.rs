@@ -1,0 +1,87 @@
+//! Admission: what is refused or filled in although each object alone is valid.
+//!
+//! The built-in plugins of Kubernetes that a cluster cannot do without: NamespaceLifecycle, ServiceAccount,
+//! DefaultTolerationSeconds, Priority, and the RBAC escalation check. Webhooks will be called from here.
+
+mod escalation;
+mod pod;
+
+use serde_json::Value;
+
+use super::metadata::{is_terminating, text};
+use super::status::Cause;
+use super::{Registry, Status, WriteOptions};
+use crate::auth::User;
+use crate::schema::Resource;
+
+/// Namespaces the cluster cannot lose.
+const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
+
+/// Admits a create; may fill in fields.
+pub(super) async fn create(
+    registry: &Registry,
+    who: &User,
+    resource: &'static Resource,
+    namespace: &str,
+    object: &mut Value,
+    _options: &WriteOptions,
+) -> Result<(), Status> {
+    if resource.namespaced {
+        namespace_is_open(registry, resource, namespace, text(object, "/metadata/name"))?;
+    }
+    if resource.key == "pods" {
+        pod::default_tolerations(object);
+        pod::priority(resource, object)?;
+        pod::service_account(registry, resource, namespace, object).await?;
+    }
+    escalation::check(registry, who, resource, object, None)
+}
+
+/// Admits an update of an object or its subresource.
+pub(super) fn update(
+    registry: &Registry,
+    who: &User,
+    resource: &'static Resource,
+    subresource: Option<&str>,
+    new: &Value,
+    old: &Value,
+    _options: &WriteOptions,
+) -> Result<(), Status> {
+    if subresource.is_some() || is_terminating(old) {
+        return Ok(());
+    }
+    escalation::check(registry, who, resource, new, Some(old))
+}
+
+/// Admits a delete.
+pub(super) fn delete(_who: &User, resource: &'static Resource, name: &str) -> Result<(), Status> {
+    if resource.key == "namespaces" && IMMORTAL.contains(&name) {
+        return Err(Status::forbidden(resource, name, "this namespace may not be deleted"));
+    }
+    Ok(())
+}
+
+fn namespace_is_open(
+    registry: &Registry,
+    resource: &'static Resource,
+    namespace: &str,
+    name: &str,
+) -> Result<(), Status> {
+    let Some(found) = registry.cache().get("namespaces", "", namespace) else {
+        let mut status = Status::new(404, "NotFound", format!("namespaces \"{namespace}\" not found"));
+        status.name = namespace.to_owned();
+        status.kind = "namespaces".into();
+        return Err(status);
+    };
+    if found.field("status.phase") != Some("Terminating") {
+        return Ok(());
+    }
+    let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+    let mut status = Status::forbidden(resource, name, why);
+    status.causes = vec![Cause {
+        reason: "NamespaceTerminating".into(),
+        message: format!("namespace {namespace} is being terminated"),
+        field: "metadata.namespace".into(),
+    }];
+    Err(status)
+}

@@ -1,0 +1,1 @@
+//! TokenRequest: a bound service-account token.

@@ -1,0 +1,35 @@
+//! The maps. The agent pins them, sizes them, and fills all but the last three.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuHashMap, SkStorage};
+use aya_ebpf::macros::btf_map;
+use hull_ebpf_types::{
+    Affinity, Backend, Client, Counters, Frontend, Member, Origin, Peers, Service, Slot,
+};
+
+/// Memory is taken for what is used, not for what could be.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+/// Overridden by the agent's configured limits.
+const PLACEHOLDER: usize = 1024;
+
+#[btf_map(name = "services")]
+pub static SERVICES: HashMap<Frontend, Service, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "slots")]
+pub static SLOTS: HashMap<Slot, Backend, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+
+/// The value says nothing: being there is the answer.
+#[btf_map(name = "members")]
+pub static MEMBERS: HashMap<Member, u32, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "counters")]
+pub static COUNTERS: PerCpuHashMap<u32, Counters, PLACEHOLDER, ON_DEMAND> = PerCpuHashMap::new();
+
+#[btf_map(name = "affinity")]
+pub static AFFINITY: LruHashMap<Client, Affinity, PLACEHOLDER> = LruHashMap::new();
+
+#[btf_map(name = "origins")]
+pub static ORIGINS: SkStorage<Origin> = SkStorage::new();
+
+#[btf_map(name = "peers")]
+pub static PEERS: SkStorage<Peers> = SkStorage::new();

@@ -1,0 +1,125 @@
+//! What a socket asked for, kept in its socket storage: it lives exactly as long as the socket and is never evicted.
+//!
+//! An entry is only believed while the address at hand is the backend it names, so a socket that was connected
+//! elsewhere since shows the truth.
+
+use aya_ebpf::programs::SockAddrContext;
+use hull_ebpf_types::{Endpoint, Frontend, Origin, Peers, UNCONNECTED_PEERS};
+
+use crate::maps::{ORIGINS, PEERS};
+
+#[inline(always)]
+pub fn connected(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &Endpoint) {
+    let mut origin = Origin { frontend: *frontend, endpoint: *endpoint };
+    // SAFETY: the context's socket is valid for the call; the value is checked before use.
+    unsafe {
+        let stored = ORIGINS.get_or_insert_ptr_mut(ctx, Some(&mut origin));
+        if !stored.is_null() {
+            *stored = origin;
+        }
+    }
+}
+
+#[inline(always)]
+pub fn forget_connected(ctx: &SockAddrContext) {
+    // SAFETY: as above.
+    unsafe {
+        let stored = ORIGINS.get_ptr_mut(ctx);
+        if !stored.is_null() {
+            *stored = Origin::default();
+        }
+    }
+}
+
+#[inline(always)]
+pub fn origin_of_connected(ctx: &SockAddrContext, shown: &Endpoint) -> Option<Endpoint> {
+    // SAFETY: as above.
+    let origin = unsafe {
+        let stored = ORIGINS.get_ptr_mut(ctx);
+        if stored.is_null() {
+            return None;
+        }
+        *stored
+    };
+    (origin.endpoint == *shown).then_some(asked_for(&origin))
+}
+
+#[inline(always)]
+pub fn unconnected(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &Endpoint) {
+    let origin = Origin { frontend: *frontend, endpoint: *endpoint };
+    // SAFETY: as above; every index is below the length.
+    unsafe {
+        let peers = PEERS.get_or_insert_ptr_mut(ctx, None);
+        if peers.is_null() {
+            return;
+        }
+        let mut place = (*peers).next as usize % UNCONNECTED_PEERS;
+        let mut index = 0;
+        while index < UNCONNECTED_PEERS {
+            if (*peers).entries[index].frontend == *frontend {
+                if (*peers).entries[index].endpoint == *endpoint {
+                    return;
+                }
+                place = index;
+            }
+            index += 1;
+        }
+        (*peers).entries[place % UNCONNECTED_PEERS] = origin;
+        (*peers).next = (place as u32).wrapping_add(1);
+    }
+}
+
+/// Where this socket's datagrams to `frontend` went before.
+#[inline(always)]
+pub fn earlier(ctx: &SockAddrContext, frontend: &Frontend) -> Option<Endpoint> {
+    find(ctx, |origin| origin.frontend == *frontend).map(|origin| origin.endpoint)
+}
+
+/// The socket addresses the backend itself: its replies must no longer look like the service's.
+#[inline(always)]
+pub fn forget_unconnected(ctx: &SockAddrContext, frontend: &Frontend) {
+    // SAFETY: as above.
+    unsafe {
+        let peers = PEERS.get_ptr_mut(ctx);
+        if peers.is_null() {
+            return;
+        }
+        let mut index = 0;
+        while index < UNCONNECTED_PEERS {
+            let endpoint = (*peers).entries[index].endpoint;
+            if endpoint.port == frontend.port && endpoint.address == frontend.address {
+                (*peers).entries[index] = Origin::default();
+            }
+            index += 1;
+        }
+    }
+}
+
+#[inline(always)]
+pub fn origin_of_unconnected(ctx: &SockAddrContext, shown: &Endpoint) -> Option<Endpoint> {
+    find(ctx, |origin| origin.endpoint == *shown).map(|origin| asked_for(&origin))
+}
+
+#[inline(always)]
+fn find(ctx: &SockAddrContext, wanted: impl Fn(&Origin) -> bool) -> Option<Origin> {
+    // SAFETY: as above.
+    let peers: *const Peers = unsafe { PEERS.get_ptr_mut(ctx) };
+    if peers.is_null() {
+        return None;
+    }
+    let mut index = 0;
+    while index < UNCONNECTED_PEERS {
+        // SAFETY: checked above; the index is below the length.
+        let origin = unsafe { (*peers).entries[index] };
+        if wanted(&origin) {
+            return Some(origin);
+        }
+        index += 1;
+    }
+    None
+}
+
+#[inline(always)]
+fn asked_for(origin: &Origin) -> Endpoint {
+    Endpoint { address: origin.frontend.address, port: origin.frontend.port, zero: 0 }
+}

@@ -1,0 +1,58 @@
+//! `cargo xtask bench`: the figures that hull publishes, measured side by side in one run.
+
+mod cluster;
+mod runtime;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::{Parser, Subcommand};
+
+/// Measure hull
+#[derive(Parser)]
+#[command(name = "cargo xtask bench")]
+struct Options {
+    /// Directory with the hull and hull-runtime binaries
+    #[arg(long)]
+    binaries: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Time from nothing to ready, memory at rest, time from POST of a pod to Running
+    Cluster {
+        /// How many clusters are started from nothing
+        #[arg(long, default_value_t = 5)]
+        starts: usize,
+        /// How many pods are started, one after the other
+        #[arg(long, default_value_t = 50)]
+        pods: usize,
+    },
+    /// `run` and `create`+`start`+`delete` of a container against other runtimes found here (crun, runc, youki)
+    Runtime {
+        /// Counted rounds
+        #[arg(long, default_value_t = 40)]
+        rounds: usize,
+        /// Set in the private mount namespace
+        #[arg(long, hide = true)]
+        inside: bool,
+    },
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    ensure!(rustix::process::geteuid().is_root(), "benchmarks need root");
+    match options.command {
+        Command::Cluster { starts, pods } => cluster::run(&options.binaries, starts, pods),
+        Command::Runtime { rounds, inside } => runtime::run(&options.binaries, rounds, inside),
+    }
+}
+
+/// The q-quantile of unsorted samples.
+fn quantile(samples: &[f64], q: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(((sorted.len().max(1) - 1) as f64 * q).round() as usize).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,75 @@
+//! `hull control` and `hull agent`: one process each, started by `hull up` or by an operator's own service manager.
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use crate::cluster::Cluster;
+use crate::notify;
+
+/// Flags of the long-running processes.
+#[derive(Args)]
+pub struct Options {
+    /// End when the process that started this one ends (set by hull up)
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// Logs to standard error, `RUST_LOG` choosing what (default: info).
+pub fn log(name: &'static str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).with_target(true).try_init();
+    tracing::debug!(name, "log started");
+}
+
+/// Resolves when the process is asked to end: SIGTERM or SIGINT.
+pub async fn asked_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "signal handlers: this process ends only by SIGKILL");
+            std::future::pending().await
+        }
+    }
+}
+
+fn prepare(options: &Options, name: &'static str) -> Result<()> {
+    log(name);
+    if options.supervised {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).context("set the parent-death signal")?;
+        ensure!(rustix::process::getppid().is_some_and(|pid| pid != rustix::process::Pid::INIT), "the supervisor is gone");
+    }
+    Ok(())
+}
+
+/// Runs the control plane until it is asked to end.
+///
+/// # Errors
+/// It cannot start, or its store fails.
+pub fn control(cluster: &Cluster, options: &Options) -> Result<()> {
+    prepare(options, "control")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start tokio")?;
+    let config = hull_control::server::ControlConfig {
+        data_dir: cluster.data_dir.clone(),
+        pki_dir: cluster.pki_dir(),
+        listen: cluster.listen,
+        service_cidr: cluster.service_cidr.clone(),
+        pod_cidr: cluster.pod_cidr.clone(),
+        advertise: std::net::SocketAddr::new(cluster.address(), cluster.listen.port()),
+    };
+    runtime.block_on(hull_control::server::run(config, notify::ready, asked_to_end())).context("control plane")
+}
+
+/// Runs the node agent until it is asked to end; its pods go on.
+///
+/// # Errors
+/// It cannot start: not root, no warden, no API server credentials.
+pub fn agent(cluster: &Cluster, options: &Options) -> Result<()> {
+    prepare(options, "agent")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start tokio")?;
+    let config = cluster.agent_config()?;
+    runtime.block_on(hull_agent::run::run(config, notify::ready, asked_to_end())).context("agent")
+}

@@ -1,0 +1,294 @@
+//! `hull up`: makes the certificates, starts `hull control` and `hull agent`, and starts again whichever dies.
+//!
+//! The supervisor holds a lock on the run directory for as long as it lives and does nothing else: it can be killed and started again
+//! like the rest. Interrupting it (ctrl-c) stops the pods too; SIGTERM leaves them running, as a service manager's restart should.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use tokio::net::UnixDatagram;
+use tokio::process::Child;
+
+use crate::cluster::Cluster;
+use crate::{down, notify, process};
+
+/// How long `--detach` waits for the cluster to be ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a stopped child may take before it is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Delay before the first and the last of several restarts in a row.
+const RESTART_DELAY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
+/// A child that lived this long starts over with the first delay.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// Flags of `hull up`.
+#[derive(Args)]
+pub struct Options {
+    /// Return as soon as the cluster is ready; it goes on in the background
+    #[arg(long, short)]
+    detach: bool,
+    /// Set in the background process
+    #[arg(long, hide = true)]
+    background: bool,
+}
+
+/// Starts the cluster; in the foreground, returns when it is stopped.
+///
+/// # Errors
+/// Not root, already running, or a part of the start failed.
+pub fn run(cluster: Cluster, options: &Options) -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "hull up needs root: it makes namespaces, cgroups and network devices. Run it with sudo");
+    let cluster = cluster.complete()?;
+    let began = Instant::now();
+    for dir in [&cluster.run_dir, &cluster.data_dir] {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    let lock = Lock::take(&cluster)?;
+    if options.detach {
+        drop(lock);
+        return detach(&cluster, began);
+    }
+    process::log("up");
+    cluster.remember()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    let end = runtime.block_on(supervise(&cluster, began, options.background))?;
+    drop(lock);
+    if end == End::WithPods {
+        down::tear_down(&cluster, down::GRACE)?;
+    }
+    Ok(())
+}
+
+/// The lock that makes a second `hull up` say so.
+struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    fn take(cluster: &Cluster) -> Result<Self> {
+        let path = cluster.lock_path();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                let _ = file.read_to_string(&mut pid);
+                bail!(
+                    "hull is already running here (pid {}, {}). See it: hull status. Stop it: hull down. kubectl: export KUBECONFIG={}",
+                    pid.trim(),
+                    cluster.run_dir.display(),
+                    cluster.kubeconfig().display()
+                );
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
+        }
+        file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(|| format!("write {}", path.display()))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Starts this program again in the background and waits until it says that the cluster is ready.
+fn detach(cluster: &Cluster, began: Instant) -> Result<()> {
+    let (mut reader, writer) = std::io::pipe().context("make a pipe")?;
+    let log = cluster.log_path();
+    let log_file =
+        OpenOptions::new().append(true).create(true).mode(0o600).open(&log).with_context(|| format!("open {}", log.display()))?;
+    let mut command = Command::new(std::env::current_exe().context("path of the running binary")?);
+    command.args(std::env::args_os().skip(1).filter(|argument| argument != "--detach" && argument != "-d")).arg("--background");
+    command.stdin(Stdio::null()).stdout(writer).stderr(log_file).process_group(0);
+    let mut child = command.spawn().context("start the background process")?;
+    drop(command);
+    let mut said = String::new();
+    let waiter = std::thread::spawn(move || {
+        let _ = reader.read_to_string(&mut said);
+        said
+    });
+    let deadline = began + READY_TIMEOUT;
+    while !waiter.is_finished() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    if !waiter.is_finished() {
+        bail!("not ready after {READY_TIMEOUT:?}; it goes on trying. See {} and hull status", log.display());
+    }
+    match waiter.join() {
+        Ok(said) if !said.is_empty() => {
+            print!("{said}");
+            Ok(())
+        }
+        _ => {
+            let status = child.wait().context("wait for the background process")?;
+            bail!("hull did not start ({status}). Last lines of {}:\n{}", log.display(), last_lines(&log, 5))
+        }
+    }
+}
+
+fn last_lines(path: &std::path::Path, count: usize) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[derive(PartialEq, Eq)]
+enum End {
+    /// Pods keep running.
+    KeepPods,
+    /// Pods stop too.
+    WithPods,
+}
+
+/// One of the two supervised processes.
+struct Part {
+    name: &'static str,
+    child: Option<Child>,
+    started: Instant,
+    delay: Duration,
+    due: Instant,
+}
+
+impl Part {
+    fn new(name: &'static str) -> Self {
+        Self { name, child: None, started: Instant::now(), delay: RESTART_DELAY.0, due: Instant::now() }
+    }
+
+    fn start(&mut self, cluster: &Cluster, notify_socket: &std::path::Path) -> Result<()> {
+        let mut command = tokio::process::Command::new(std::env::current_exe().context("path of the running binary")?);
+        command.arg(self.name).arg("--supervised").args(flags(cluster)).env(notify::VARIABLE, notify_socket);
+        // Standard output of a background supervisor is the pipe to `hull up --detach`, which waits for its end.
+        command.stdin(Stdio::null()).stdout(std::io::stderr());
+        self.child = Some(command.spawn().with_context(|| format!("start hull {}", self.name))?);
+        self.started = Instant::now();
+        Ok(())
+    }
+
+    /// Waits for the child's end; for ever if there is none.
+    async fn ended(&mut self) -> String {
+        match self.child.as_mut() {
+            Some(child) => child.wait().await.map_or_else(|e| e.to_string(), |status| status.to_string()),
+            None => {
+                tokio::time::sleep_until(self.due.into()).await;
+                String::new()
+            }
+        }
+    }
+
+    /// After [`Part::ended`]: starts again, now or after a delay.
+    fn again(&mut self, how: &str, cluster: &Cluster, notify_socket: &std::path::Path) -> Result<()> {
+        if self.child.take().is_none() {
+            return self.start(cluster, notify_socket);
+        }
+        let stable = self.started.elapsed() > STABLE_AFTER;
+        self.delay = if stable { RESTART_DELAY.0 } else { (self.delay * 2).min(RESTART_DELAY.1) };
+        self.due = Instant::now() + self.delay;
+        tracing::warn!(part = self.name, how, again_in = ?self.delay, "a part of hull ended; starting it again");
+        Ok(())
+    }
+
+    async fn stop(&mut self) {
+        let Some(child) = self.child.as_mut() else { return };
+        if let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        if tokio::time::timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
+            tracing::warn!(part = self.name, "did not stop within {STOP_TIMEOUT:?}; killing it");
+            let _ = child.kill().await;
+        }
+    }
+}
+
+/// The cluster's settings as flags for a child.
+fn flags(cluster: &Cluster) -> Vec<String> {
+    let mut flags = vec![
+        format!("--data-dir={}", cluster.data_dir.display()),
+        format!("--run-dir={}", cluster.run_dir.display()),
+        format!("--node-name={}", cluster.node()),
+        format!("--node-ip={}", cluster.address()),
+        format!("--listen={}", cluster.listen),
+        format!("--agent-listen={}", cluster.agent_listen),
+        format!("--pod-cidr={}", cluster.pod_cidr),
+        format!("--service-cidr={}", cluster.service_cidr),
+        format!("--cgroup={}", cluster.cgroup),
+        format!("--bpf-dir={}", cluster.bpf_dir.display()),
+    ];
+    flags.extend(cluster.insecure_registries.iter().map(|registry| format!("--insecure-registry={registry}")));
+    flags
+}
+
+async fn supervise(cluster: &Cluster, began: Instant, background: bool) -> Result<End> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    make_certificates(cluster)?;
+    let socket_path = cluster.run_dir.join("notify.sock");
+    let _ = fs::remove_file(&socket_path);
+    let socket = UnixDatagram::bind(&socket_path).with_context(|| format!("bind {}", socket_path.display()))?;
+    let (mut control, mut agent) = (Part::new("control"), Part::new("agent"));
+    control.start(cluster, &socket_path)?;
+    agent.start(cluster, &socket_path)?;
+    let mut unready = 2;
+    let mut message = [0; 64];
+    let end = loop {
+        tokio::select! {
+            how = control.ended() => control.again(&how, cluster, &socket_path)?,
+            how = agent.ended() => agent.again(&how, cluster, &socket_path)?,
+            got = socket.recv(&mut message), if unready > 0 => {
+                got.context("receive a readiness message")?;
+                unready -= 1;
+                if unready == 0 {
+                    say_ready(cluster, began, background)?;
+                }
+            }
+            _ = terminate.recv() => break End::KeepPods,
+            _ = interrupt.recv() => break End::WithPods,
+        }
+    };
+    // The agent first, while the API server still takes its last status.
+    agent.stop().await;
+    control.stop().await;
+    let _ = fs::remove_file(&socket_path);
+    Ok(end)
+}
+
+fn make_certificates(cluster: &Cluster) -> Result<()> {
+    let service = cluster.service_address(1)?;
+    let config = hull_control::pki::PkiConfig {
+        node_name: cluster.node().to_owned(),
+        server: cluster.server_url(),
+        ips: vec![cluster.address(), service.into(), std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()],
+        names: vec!["localhost".to_owned(), cluster.node().to_owned()],
+    };
+    hull_control::pki::ensure(&cluster.pki_dir(), &config).context("make certificates")?;
+    Ok(())
+}
+
+fn say_ready(cluster: &Cluster, began: Instant, background: bool) -> Result<()> {
+    let text = format!(
+        "hull is ready after {} ms: node {}, API server {}\n\n  export KUBECONFIG={}\n  kubectl get pods -A\n",
+        began.elapsed().as_millis(),
+        cluster.node(),
+        cluster.server_url(),
+        cluster.kubeconfig().display()
+    );
+    let mut out = std::io::stdout();
+    let hint = if !background && out.is_terminal() { "\nctrl-c stops the cluster and its pods\n" } else { "" };
+    out.write_all(text.as_bytes()).and_then(|()| out.write_all(hint.as_bytes())).and_then(|()| out.flush()).context("write to standard output")?;
+    if background {
+        // The end of this pipe is what `hull up --detach` waits for.
+        let null = File::options().write(true).open("/dev/null").context("open /dev/null")?;
+        rustix::stdio::dup2_stdout(&null).context("close standard output")?;
+    }
+    notify::ready();
+    Ok(())
+}
