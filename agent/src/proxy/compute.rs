@@ -139,7 +139,7 @@ fn backends(
     let mut draining = Vec::new();
     for slice in slices {
         let Some(number) = slice_port(slice, port, protocol) else { continue };
-        for endpoint in &slice.endpoints {
+        for endpoint in slice.endpoints.iter().flatten() {
             if local_only && endpoint.node_name.as_deref() != Some(&node.name) {
                 continue;
             }

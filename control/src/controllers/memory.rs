@@ -125,6 +125,8 @@ impl Memory {
         let before = value["spec"].clone();
         if subresource == Some("status") {
             value["status"] = new["status"].clone();
+        } else if subresource == Some("finalize") {
+            value["spec"]["finalizers"] = new["spec"]["finalizers"].clone();
         } else {
             let status = value["status"].take();
             value = new;

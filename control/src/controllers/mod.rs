@@ -1,20 +1,102 @@
-//! Controllers.
+//! Controllers: what the cluster should be, made so, object by object. Kubernetes: "Controllers".
+//!
+//! Each controller is a pure `reconcile(what it sees, key, now) -> writes` ([`controller::Controller`]); one task drives
+//! them all from the watch cache ([`runner`]) and writes through the registry like any client. Invariant: decisions depend
+//! on nothing but the objects, the clock handed in and the controller's own memory, so simulated time can drive them.
+
 pub mod controller;
 pub mod deployment;
+pub mod endpoints;
+pub mod event_ttl;
 pub mod execute;
+pub mod garbage;
 pub mod intstr;
 pub mod labels;
 #[cfg(test)]
 pub mod memory;
 pub mod metadata;
+pub mod namespace;
+pub mod node;
+pub mod pod_gc;
 pub mod pods;
 pub mod queue;
 pub mod recorder;
 pub mod replicaset;
 pub mod runner;
+pub mod service_account;
 pub mod view;
 
-/// The identity that controllers write with.
-pub fn system_user(name: &str) -> crate::auth::User {
-    crate::auth::User { name: name.to_owned(), groups: vec!["system:masters".to_owned()], ..Default::default() }
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use self::controller::Controller;
+use self::execute::Executor;
+use self::recorder::Recorder;
+use self::runner::Runner;
+use crate::auth::User;
+use crate::registry::Registry;
+use crate::schema;
+
+/// What controllers need to be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The range that nodes get the ranges of their pods from.
+    pub cluster_cidr: node::cidr::Range,
+    /// The cluster's CA certificate, PEM, for `kube-root-ca.crt`.
+    pub root_ca_pem: Arc<str>,
+}
+
+/// Running tasks; they stop when it is dropped.
+#[derive(Debug)]
+pub struct Handle(Vec<JoinHandle<()>>);
+
+impl Handle {
+    /// A handle on tasks.
+    pub(crate) fn new(tasks: Vec<JoinHandle<()>>) -> Self {
+        Self(tasks)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Start all controllers. Must be called within a tokio runtime.
+pub fn start(registry: Arc<Registry>, config: Config) -> Handle {
+    let (recorder, events) = Recorder::new(registry.clone());
+    let executor = Executor::new(registry.clone(), recorder);
+    let runner = Runner::new(registry.cache().clone(), all(config), watched(), executor);
+    Handle::new(vec![tokio::spawn(events), tokio::spawn(runner.run())])
+}
+
+fn all(config: Config) -> Vec<Box<dyn Controller>> {
+    vec![
+        Box::new(deployment::Deployments),
+        Box::new(replicaset::ReplicaSets),
+        Box::new(endpoints::EndpointSlices),
+        Box::new(endpoints::Endpoints),
+        Box::new(service_account::ServiceAccounts { root_ca: config.root_ca_pem }),
+        Box::<node::lifecycle::NodeLifecycle>::default(),
+        Box::<node::eviction::TaintEviction>::default(),
+        Box::new(node::cidr::NodeRanges { cluster: config.cluster_cidr }),
+        Box::new(namespace::Namespaces),
+        Box::new(garbage::GarbageCollector),
+        Box::<pod_gc::PodGc>::default(),
+        Box::new(event_ttl::EventTtl),
+    ]
+}
+
+/// Everything stored but events: nothing is decided by them, and they are many.
+fn watched() -> Vec<&'static str> {
+    let stored = schema::resources().iter().filter(|r| r.storage && r.key != "events").map(|r| r.key);
+    stored.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// The identity of a component of the control plane.
+pub(crate) fn system_user(name: &str) -> User {
+    User { name: name.to_owned(), groups: vec!["system:masters".to_owned()], ..User::default() }
 }

@@ -66,7 +66,7 @@ impl Registry {
         who: &User,
         resource: &'static Resource,
         query: &Query,
-        options: &DeleteOptions,
+        options: DeleteOptions,
     ) -> Result<Vec<Arc<Object>>, Status> {
         let page = self.cache().list(query, None, None, None)?;
         let mut deleted = Vec::with_capacity(page.items.len());

@@ -71,7 +71,7 @@ pub(super) fn child_mut<'a>(object: &'a mut Value, name: &str) -> &'a mut Map<St
 }
 
 /// Checks that the body is of the kind the path names, and fills kind and apiVersion in.
-pub(super) fn stamp_kind(resource: &Resource, object: &mut Value) -> Result<(), Status> {
+pub(crate) fn stamp_kind(resource: &Resource, object: &mut Value) -> Result<(), Status> {
     let Some(fields) = object.as_object_mut() else {
         return Err(Status::bad_request("the object provided is not a JSON object"));
     };

@@ -29,8 +29,9 @@ use crate::store::StoreError;
 pub use environment::{Environment, time_text};
 pub use crate::schema::Patch;
 pub use pods::Binding;
+pub(crate) use metadata::stamp_kind;
 pub use options::{CreateOptions, DeleteOptions, Propagation, Warnings, WriteOptions};
-pub use scale::scale_of;
+pub use scale::{scale_of, selector_text};
 pub use service::{Ipv4Range, ServiceAllocator};
 pub use status::{Cause, Status, qualified};
 

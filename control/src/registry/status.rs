@@ -43,6 +43,8 @@ pub struct Status {
     pub causes: Vec<Cause>,
     /// `details.retryAfterSeconds`, sent as `Retry-After` too.
     pub retry_after: Option<u32>,
+    /// `metadata.continue`: how a list whose token expired can go on, inconsistently.
+    pub continue_token: String,
 }
 
 impl Status {
@@ -58,6 +60,7 @@ impl Status {
             uid: String::new(),
             causes: Vec::new(),
             retry_after: None,
+            continue_token: String::new(),
         }
     }
 
@@ -248,6 +251,9 @@ impl Status {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code,
         });
+        if !self.continue_token.is_empty() {
+            status["metadata"]["continue"] = json!(self.continue_token);
+        }
         if !details.is_empty() {
             status["details"] = Value::Object(details);
         }

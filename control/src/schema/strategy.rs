@@ -45,7 +45,7 @@ impl Strategy {
         ..Strategy::PLAIN
     };
 
-    /// Applies the rules for a create. Call before defaults and validation; metadata that the server owns (uid,
+    /// Applies the rules for a create. Call after defaults and before validation; metadata that the server owns (uid,
     /// creationTimestamp, …) is the registry's.
     pub fn prepare_create(&self, object: &mut Value) {
         if self.status && !self.create_with_status {
@@ -59,7 +59,8 @@ impl Strategy {
         }
     }
 
-    /// Applies the rules for an update of the main resource (`subresource: None`) or of `/status`.
+    /// Applies the rules for an update of the main resource (`subresource: None`), of `/status` or of another
+    /// subresource that carries the whole object (`/finalize`), which only has its status kept.
     pub fn prepare_update(&self, subresource: Option<&str>, new: &mut Value, old: &Value) {
         if subresource == Some("status") {
             self.keep_all_but_status(new, old);
@@ -77,7 +78,7 @@ impl Strategy {
             };
             set_generation(new, next);
         }
-        if let Some(hook) = self.on_update {
+        if let (Some(hook), None) = (self.on_update, subresource) {
             hook(new, old);
         }
     }

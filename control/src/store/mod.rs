@@ -4,10 +4,17 @@
 //! An fsync error ends the process; it is never retried (a second fsync may lie). Keys are
 //! `/registry/<group or core>/<plural>/<namespace>/<name>` (cluster-scoped: without the namespace).
 
+mod embedded;
+mod heads;
+mod memory;
+
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub use self::embedded::Embedded;
+pub use self::memory::Memory;
 
 /// A store-wide revision; becomes `metadata.resourceVersion`. The first write is revision 1.
 pub type Revision = u64;

@@ -113,7 +113,7 @@ pub struct Affinity {
 
 /// Value of `origins`, in socket storage: what a connected socket asked for, and where it was sent.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Origin {
     /// What the socket asked for.
     pub frontend: Frontend,

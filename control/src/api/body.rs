@@ -1,0 +1,84 @@
+//! Bodies of requests and responses, and the few ways a response is made.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use http::{HeaderValue, StatusCode, header};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
+
+use crate::registry::Status;
+
+/// The error of a request's body.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+/// A request whose body may be of any origin.
+pub type Request = http::Request<UnsyncBoxBody<Bytes, BodyError>>;
+/// The body of a response.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+/// A response.
+pub type Response = http::Response<Body>;
+
+/// Media type of almost everything served.
+pub const JSON: &str = "application/json";
+
+/// Largest body of a request, as Kubernetes has it.
+pub const MAX_BODY: usize = 3 << 20;
+
+/// A body known in full.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).boxed_unsync()
+}
+
+/// A body made while it is sent.
+pub fn streamed(chunks: impl Stream<Item = Bytes> + Send + 'static) -> Body {
+    BodyExt::boxed_unsync(StreamBody::new(chunks.map(|chunk| Ok(Frame::data(chunk)))))
+}
+
+/// A response with a media type.
+pub fn respond(code: u16, media_type: &str, body: Body) -> Response {
+    let mut response = http::Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if let Ok(value) = HeaderValue::from_str(media_type) {
+        response.headers_mut().insert(header::CONTENT_TYPE, value);
+    }
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// A JSON response.
+pub fn json(code: u16, body: impl Into<Bytes>) -> Response {
+    respond(code, JSON, full(body))
+}
+
+/// A response of a JSON value.
+pub fn value(code: u16, value: &serde_json::Value) -> Response {
+    json(code, value.to_string())
+}
+
+/// Plain text.
+pub fn text(code: u16, text: impl Into<Bytes>) -> Response {
+    respond(code, "text/plain; charset=utf-8", full(text))
+}
+
+/// A refusal.
+pub fn refusal(status: &Status) -> Response {
+    let mut response = value(status.code, &status.to_value());
+    if let Some(seconds) = status.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// The whole body of a request.
+///
+/// # Errors
+/// 413 if it is larger than [`MAX_BODY`], 400 if the client breaks off.
+pub async fn collect(body: UnsyncBoxBody<Bytes, BodyError>) -> Result<Bytes, Status> {
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Status::too_large(MAX_BODY)),
+        Err(error) => Err(Status::bad_request(format!("the body of the request could not be read: {error}"))),
+    }
+}

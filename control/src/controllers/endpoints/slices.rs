@@ -1,0 +1,170 @@
+//! The slices wanted against the slices there are, with as few writes as possible.
+//!
+//! Follows the order of staging/src/k8s.io/endpointslice: keep what is right where it is, fill what has room, create the
+//! rest, delete what is empty. A service without any endpoint keeps one empty slice.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::service::{Backend, EndpointPort, Service};
+use super::{HEADLESS, MANAGED_BY, MANAGER, SERVICE_NAME, SLICES};
+use crate::cache::Object;
+use crate::controllers::controller::{Outcome, Write};
+use crate::controllers::metadata::controller_reference;
+
+/// Endpoints per slice (`--max-endpoints-per-slice`).
+const MAX_ENDPOINTS: usize = 100;
+
+/// What distinguishes the slices of a service.
+type Group = (String, Vec<EndpointPort>);
+
+/// Emit the writes that lead from the stored slices to those wanted.
+pub fn reconcile(
+    service: &Service,
+    namespace: &str,
+    backends: &[Backend],
+    stored: &[Arc<Object>],
+    outcome: &mut Outcome,
+) {
+    let mut wanted: BTreeMap<Group, BTreeMap<String, Value>> = BTreeMap::new();
+    for family in service.families() {
+        for backend in backends {
+            let addresses = backend.addresses(&family);
+            if !addresses.is_empty() {
+                let group = (family.clone(), backend.ports.clone());
+                let endpoint = endpoint(backend, addresses);
+                wanted.entry(group).or_default().insert(backend.pod.metadata.uid.clone(), endpoint);
+            }
+        }
+        if !wanted.keys().any(|(f, _)| *f == family) {
+            wanted.entry((family, Vec::new())).or_default();
+        }
+    }
+    let labels = labels(service);
+    let mut free: Vec<&Arc<Object>> = stored.iter().collect();
+    for ((family, ports), endpoints) in wanted {
+        let ports = Value::Array(ports.iter().map(EndpointPort::value).collect());
+        let same = |slice: &Value| slice["addressType"] == *family && same_ports(&slice["ports"], &ports);
+        let (mine, rest) = free.into_iter().partition(|o| same(&o.value()));
+        free = rest;
+        reconcile_group(service, namespace, (&family, &ports, &labels), endpoints, mine, outcome);
+    }
+    free.into_iter().for_each(|slice| outcome.delete(slice, None));
+}
+
+fn same_ports(stored: &Value, wanted: &Value) -> bool {
+    let sorted = |ports: &Value| {
+        let mut ports = ports.as_array().into_iter().flatten().map(Value::to_string).collect::<Vec<_>>();
+        ports.sort();
+        ports
+    };
+    sorted(stored) == sorted(wanted)
+}
+
+fn reconcile_group(
+    service: &Service,
+    namespace: &str,
+    (family, ports, labels): (&str, &Value, &Map<String, Value>),
+    mut wanted: BTreeMap<String, Value>,
+    stored: Vec<&Arc<Object>>,
+    outcome: &mut Outcome,
+) {
+    let mut kept = stored.into_iter().map(|o| keep(o, &mut wanted)).collect::<Vec<_>>();
+    let mut rest = wanted.into_values().collect::<Vec<_>>();
+    for (_, endpoints) in &mut kept {
+        let room = MAX_ENDPOINTS.saturating_sub(endpoints.len()).min(rest.len());
+        endpoints.extend(rest.drain(..room));
+    }
+    let needs_placeholder = rest.is_empty() && kept.iter().all(|(_, endpoints)| endpoints.is_empty());
+    let mut placeholder = needs_placeholder;
+    for (object, endpoints) in &kept {
+        if endpoints.is_empty() && !std::mem::take(&mut placeholder) {
+            outcome.delete(object, None);
+        } else {
+            update(object, endpoints, labels, outcome);
+        }
+    }
+    let mut create = |endpoints: &[Value]| {
+        let object = slice(service, namespace, family, ports, labels, endpoints);
+        outcome.write(Write::Create { resource: SLICES.into(), namespace: namespace.into(), object });
+    };
+    rest.chunks(MAX_ENDPOINTS).for_each(&mut create);
+    if placeholder {
+        create(&[]);
+    }
+}
+
+/// The stored slice with its endpoints brought up to date; what it holds is taken out of `wanted`.
+fn keep<'a>(object: &'a Arc<Object>, wanted: &mut BTreeMap<String, Value>) -> (&'a Arc<Object>, Vec<Value>) {
+    let slice = object.value();
+    let stored = slice["endpoints"].as_array().into_iter().flatten();
+    let endpoints = stored.filter_map(|e| wanted.remove(e["targetRef"]["uid"].as_str()?)).collect();
+    (object, endpoints)
+}
+
+fn update(object: &Object, endpoints: &[Value], labels: &Map<String, Value>, outcome: &mut Outcome) {
+    let mut value = object.value();
+    let stored_labels = value["metadata"]["labels"].as_object();
+    let stored_endpoints = value["endpoints"].as_array().map_or(&[][..], Vec::as_slice);
+    if stored_endpoints != endpoints || stored_labels != Some(labels) {
+        value["endpoints"] = endpoints.into();
+        value["metadata"]["labels"] = Value::Object(labels.clone());
+        outcome.update(object, None, value);
+    }
+}
+
+fn slice(
+    service: &Service,
+    namespace: &str,
+    family: &str,
+    ports: &Value,
+    labels: &Map<String, Value>,
+    endpoints: &[Value],
+) -> Value {
+    let meta = &service.metadata;
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "generateName": format!("{}-", meta.name),
+            "namespace": namespace,
+            "labels": labels,
+            "ownerReferences": [controller_reference("v1", "Service", &meta.name, &meta.uid)],
+        },
+        "addressType": family,
+        "endpoints": endpoints,
+        "ports": ports,
+    })
+}
+
+fn labels(service: &Service) -> Map<String, Value> {
+    let copied = service.metadata.labels.iter().map(|(key, value)| (key.clone(), value.as_str().into()));
+    let mut labels = copied.collect::<Map<_, _>>();
+    labels.insert(SERVICE_NAME.to_owned(), service.metadata.name.as_str().into());
+    labels.insert(MANAGED_BY.to_owned(), MANAGER.into());
+    if service.is_headless() {
+        labels.insert(HEADLESS.to_owned(), "".into());
+    }
+    labels
+}
+
+fn endpoint(backend: &Backend, addresses: Vec<String>) -> Value {
+    let mut endpoint = json!({
+        "addresses": addresses,
+        "conditions": {
+            "ready": backend.ready,
+            "serving": backend.serving,
+            "terminating": backend.terminating,
+        },
+        "targetRef": backend.target(),
+    });
+    if !backend.pod.spec.node_name.is_empty() {
+        endpoint["nodeName"] = backend.pod.spec.node_name.as_str().into();
+    }
+    if let Some(hostname) = &backend.hostname {
+        endpoint["hostname"] = hostname.as_str().into();
+    }
+    endpoint
+}

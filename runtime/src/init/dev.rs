@@ -1,0 +1,82 @@
+//! /dev inside the container: nodes, links, and the host's null device for masks.
+//! Nodes are made, or in a user namespace bound, by descriptor of their directory; whatever stands in their place already
+//! must be that very device.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
+
+use super::rootfs::{attach, clone_tree, directory, file, parent_of};
+use crate::fault::{Explain, Fault, InRoot, Shown, Step};
+use crate::plan::devices::{DevicePlan, LINKS};
+
+/// Make nodes and links. `bound` holds detached mounts of the host's nodes where mknod is not allowed.
+pub(super) fn populate(root: BorrowedFd, devices: &[DevicePlan], bound: &[OwnedFd]) -> Step {
+    for (index, device) in devices.iter().enumerate() {
+        match bound.get(index) {
+            Some(tree) => {
+                let target = file(root, &device.path)?;
+                attach(tree.as_fd(), target.as_fd(), c"").explain(format_args!("bind device {}", InRoot(&device.path)))?;
+            }
+            None => node(root, device)?,
+        }
+    }
+    let dev = directory(root, c"dev")?;
+    for (name, to) in LINKS {
+        link(dev.as_fd(), name, to)?;
+    }
+    Ok(())
+}
+
+fn node(root: BorrowedFd, device: &DevicePlan) -> Step {
+    let (parent, name) = parent_of(root, &device.path)?;
+    let kind = FileType::from_raw_mode(device.mode);
+    let mode = Mode::from_raw_mode(device.mode);
+    match rustix::fs::mknodat(&parent, name, kind, mode, device.device) {
+        Ok(()) => (),
+        Err(Errno::EXIST) => return same(parent.as_fd(), name, device),
+        Err(errno) => return Err(Fault::new(errno, format_args!("make device {}", InRoot(&device.path)))),
+    }
+    if device.uid != 0 || device.gid != 0 {
+        let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+        rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .explain(format_args!("chown device {}", InRoot(&device.path)))?;
+    }
+    Ok(())
+}
+
+/// What exists already is the device that was asked for.
+fn same(parent: BorrowedFd, name: &CStr, device: &DevicePlan) -> Step {
+    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+        .explain(format_args!("stat {}", InRoot(&device.path)))?;
+    let kind = FileType::from_raw_mode(device.mode);
+    let number = matches!(kind, FileType::Fifo) || stat.st_rdev == device.device;
+    if FileType::from_raw_mode(stat.st_mode) == kind && number {
+        return Ok(());
+    }
+    Err(Fault::plain(format_args!(
+        "make device {}: something else is there already",
+        InRoot(&device.path)
+    )))
+}
+
+fn link(dev: BorrowedFd, name: &CStr, to: &CStr) -> Step {
+    match rustix::fs::symlinkat(to, dev, name) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(Fault::new(errno, format_args!("link /dev/{} to {}", Shown(name), Shown(to)))),
+    }
+}
+
+/// A detached mount of the host's /dev/null, proven to be the null device. Only before pivot_root.
+pub(super) fn null() -> Step<OwnedFd> {
+    let null = rustix::fs::open(c"/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .explain(format_args!("open the host's /dev/null"))?;
+    let stat = rustix::fs::fstat(&null).explain(format_args!("stat the host's /dev/null"))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != libc::makedev(1, 3) {
+        return Err(Fault::plain(format_args!("the host's /dev/null is not the null device (character device 1:3)")));
+    }
+    clone_tree(null.as_fd(), false).explain(format_args!("bind the host's /dev/null"))
+}

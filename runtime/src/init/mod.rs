@@ -1,0 +1,252 @@
+//! The child side of clone3: executes a [`Plan`] step by step until execve of the user's program.
+//! Everything was resolved and allocated by the parent; the child makes system calls and reports over a socket.
+//! Invariant: no allocation between clone3 and execve; no path below the container's /proc is ever opened.
+
+mod console;
+mod dev;
+pub(crate) mod process;
+mod rootfs;
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+
+use crate::container::Stdio;
+use crate::fault::{Explain, Fault, Shown, Step};
+use crate::hooks::{self, HookState};
+use crate::plan::Plan;
+use crate::plan::namespaces::kind_name;
+use crate::syscall;
+
+/// Parent to child: go on.
+pub(crate) const GO: u8 = b'G';
+/// Child to parent: the namespaces are there, hooks may run.
+pub(crate) const NAMESPACES: u8 = b'N';
+/// Child to parent, with a descriptor: the master of the terminal.
+pub(crate) const CONSOLE: u8 = b'C';
+/// Child to parent: the container is created.
+pub(crate) const CREATED: u8 = b'O';
+/// `start` to child: execute the program.
+pub(crate) const START: u8 = b'S';
+
+/// The terminal of the process.
+#[derive(Debug)]
+pub(crate) enum Console {
+    /// None: three streams.
+    None,
+    /// A slave that is already open.
+    Slave(OwnedFd),
+    /// A new pty of the container; its master goes over this socket, or to the parent.
+    New { socket: Option<OwnedFd> },
+}
+
+/// Everything the child needs, besides the plan: descriptors opened by the parent.
+pub(crate) struct Init {
+    pub plan: Plan,
+    pub sync: OwnedFd,
+    /// Descriptors of the parent alone, closed first: while they are open here, the parent's death goes unnoticed.
+    pub parents: Vec<RawFd>,
+    /// Listens for `start`.
+    pub start: OwnedFd,
+    /// Detached copy of the root file system's mount.
+    pub rootfs: OwnedFd,
+    /// Detached bind sources, in the order of `plan.mounts`; a directory or not.
+    pub binds: Vec<Option<(OwnedFd, bool)>>,
+    /// In a user namespace, where nodes cannot be made: detached mounts of the host's, in the order of `plan.devices`.
+    pub devices: Vec<OwnedFd>,
+    /// Namespaces to join, in the order of `plan.namespaces.join`.
+    pub join: Vec<OwnedFd>,
+    /// The host's /proc, verified.
+    pub proc: OwnedFd,
+    pub stdio: Option<Stdio>,
+    pub console: Console,
+    pub keyring: Option<CString>,
+    /// The state for hooks, as `creating` and as `created`.
+    pub creating: HookState,
+    pub created: HookState,
+    pub preserve_fds: u32,
+    pub no_pivot: bool,
+}
+
+/// The child: create, wait for start, execute.
+pub(crate) fn run(mut init: Init) -> ! {
+    let program = match create(&init) {
+        Ok(program) => program,
+        Err(fault) => {
+            fault.send(init.sync.as_fd());
+            syscall::exit(1)
+        }
+    };
+    let _ = rustix::net::send(&init.sync, &[CREATED], SendFlags::NOSIGNAL);
+    let starter = await_start(init.start.as_fd());
+    let fault = execute(&mut init, program);
+    fault.send(starter.as_fd());
+    syscall::exit(1)
+}
+
+fn create(init: &Init) -> Step<usize> {
+    for &fd in &init.parents {
+        // SAFETY: these descriptors belong to the parent's half of the code, which does not run here.
+        unsafe { libc::close(fd) };
+    }
+    let _ = syscall::prctl(libc::PR_SET_DUMPABLE, 0, 0);
+    reset_signals();
+    rustix::process::umask(Mode::empty());
+    if let Some(stdio) = &init.stdio {
+        process::wire(&stdio.stdin, &stdio.stdout, &stdio.stderr)?;
+    }
+    await_go(init.sync.as_fd())?;
+    enter_namespaces(init)?;
+    rustix::process::setsid().explain(format_args!("setsid"))?;
+    if let Some(keyring) = &init.keyring {
+        // A kernel without keyrings, or a full quota, is no reason not to run.
+        let _ = syscall::join_session_keyring(keyring);
+    }
+    if init.plan.hooks.between() {
+        rustix::net::send(&init.sync, &[NAMESPACES], SendFlags::NOSIGNAL).explain(format_args!("tell the parent"))?;
+        await_go(init.sync.as_fd())?;
+    }
+    set_names(&init.plan)?;
+    if init.plan.namespaces.makes(libc::CLONE_NEWNET) {
+        raise_loopback()?;
+    }
+    rootfs::make(init)?;
+    process::change_directory(&init.plan.process.cwd)?;
+    process::find_program(&init.plan.process)
+}
+
+/// After `start`: the last hooks, then the program. Comes back only with a failure.
+fn execute(init: &mut Init, program: usize) -> Fault {
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    if let Err(fault) = hooks::run("startContainer", &init.plan.hooks.start_container, &init.created, pid) {
+        return fault;
+    }
+    process::execute(&mut init.plan.process, program, init.preserve_fds)
+}
+
+fn await_go(sync: BorrowedFd) -> Step {
+    let mut message = [0; 1];
+    match rustix::net::recv(sync, &mut message, RecvFlags::empty()) {
+        Ok((1, _)) if message[0] == GO => Ok(()),
+        // The parent is gone: nobody will ever start this container.
+        _ => syscall::exit(1),
+    }
+}
+
+/// Block until `start` connects and says so.
+fn await_start(listener: BorrowedFd) -> OwnedFd {
+    loop {
+        let Ok(connection) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC) else {
+            continue;
+        };
+        let mut message = [0; 1];
+        if rustix::net::recv(&connection, &mut message, RecvFlags::empty()).is_ok_and(|(length, _)| length == 1)
+            && message[0] == START
+        {
+            return connection;
+        }
+    }
+}
+
+fn enter_namespaces(init: &Init) -> Step {
+    let namespaces = &init.plan.namespaces;
+    for (join, fd) in namespaces.join.iter().zip(&init.join) {
+        if join.kind == libc::CLONE_NEWPID {
+            continue; // The parent was in it when it called clone3.
+        }
+        syscall::setns(fd.as_fd(), join.kind).explain(format_args!(
+            "join the {} namespace {}",
+            kind_name(join.kind),
+            Shown(&join.path)
+        ))?;
+        if join.kind == libc::CLONE_NEWUSER {
+            become_root()?;
+        }
+    }
+    if namespaces.makes(libc::CLONE_NEWUSER) {
+        become_root()?;
+    }
+    // Only now, because it is rooted at the group the process is in.
+    if namespaces.makes(libc::CLONE_NEWCGROUP) {
+        syscall::unshare(libc::CLONE_NEWCGROUP).explain(format_args!("unshare the cgroup namespace"))?;
+    }
+    if namespaces.makes(libc::CLONE_NEWTIME) {
+        syscall::unshare(libc::CLONE_NEWTIME).explain(format_args!("unshare the time namespace"))?;
+        if let Some(offsets) = &namespaces.time_offsets {
+            write_proc(init.proc.as_fd(), c"self/timens_offsets", offsets.to_bytes(), ResolveFlags::BENEATH)
+                .explain(format_args!("set the clocks of the time namespace"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The ids of the caller are not mapped inside a user namespace: take those of its root.
+fn become_root() -> Step {
+    use rustix::process::{Gid, Uid};
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).explain(format_args!("become group 0 of the user namespace"))?;
+    match set_thread_groups(&[]) {
+        Ok(()) | Err(Errno::PERM) => (),
+        other => other.explain(format_args!("drop supplementary groups"))?,
+    }
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).explain(format_args!("become user 0 of the user namespace"))?;
+    // Changing ids made the process dumpable as the system is set up; make sure.
+    syscall::prctl(libc::PR_SET_DUMPABLE, 0, 0).explain(format_args!("PR_SET_DUMPABLE")).map(drop)
+}
+
+fn set_names(plan: &Plan) -> Step {
+    if let Some(name) = &plan.hostname {
+        syscall::set_uts_name(libc::SYS_sethostname, name).explain(format_args!("set hostname {}", Shown(name)))?;
+    }
+    if let Some(name) = &plan.domainname {
+        syscall::set_uts_name(libc::SYS_setdomainname, name).explain(format_args!("set domainname {}", Shown(name)))?;
+    }
+    Ok(())
+}
+
+/// A new network namespace has `lo`, but down.
+fn raise_loopback() -> Step {
+    // SAFETY: plain integers; the descriptor is closed below.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: the request lives through the call.
+    let done = unsafe { libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request) };
+    let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+    // SAFETY: nobody else knows this descriptor.
+    unsafe { libc::close(socket) };
+    match done {
+        0 => Ok(()),
+        _ => Err(Fault::new(Errno::from_raw_os_error(errno), format_args!("bring up the loopback interface"))),
+    }
+}
+
+/// Write below the verified /proc of the host.
+pub(crate) fn write_proc(proc: BorrowedFd, path: &std::ffi::CStr, value: &[u8], resolve: ResolveFlags) -> Result<(), Errno> {
+    let resolve = resolve | ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    let file = rustix::fs::openat2(proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    rustix::io::write(&file, value).map(drop)
+}
+
+/// Undo what the caller ignores or blocks: dispositions and masks survive execve.
+pub(crate) fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: the default disposition runs no code of ours; unknown numbers are refused harmlessly.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: all-zero is the empty set.
+    let empty: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set lives through the call.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut()) };
+}
+
+/// The raw number of a descriptor, for messages and dup2.
+pub(crate) fn raw(fd: &OwnedFd) -> RawFd {
+    fd.as_raw_fd()
+}
