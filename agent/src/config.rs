@@ -1,7 +1,7 @@
 //! What the agent is told at start: names, directories, addresses. Nothing here is read from the environment, so
 //! that several agents can run side by side on one machine, each with its own directories.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 /// The port of the kubelet API, as every Kubernetes client and the API server expect it.
@@ -30,6 +30,8 @@ pub struct AgentConfig {
     pub service_cidr: String,
     /// Address at which the node's DNS answers pods.
     pub cluster_dns: Ipv4Addr,
+    /// Node-local address on which the node's DNS server listens; the proxy leads `cluster_dns` there.
+    pub dns_listen: SocketAddrV4,
     /// DNS domain of the cluster, without the final dot.
     pub cluster_domain: String,
     /// The cgroup below the cgroup2 mount that holds all pods.
@@ -64,6 +66,7 @@ impl AgentConfig {
             pod_cidr: "10.244.0.0/24".to_owned(),
             service_cidr: "10.96.0.0/16".to_owned(),
             cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
+            dns_listen: crate::dns::DEFAULT_LISTEN,
             cluster_domain: "cluster.local".to_owned(),
             cgroup_parent: "hull".to_owned(),
             bpf_dir: PathBuf::from("/sys/fs/bpf/hull"),
@@ -85,6 +88,12 @@ impl AgentConfig {
     #[must_use]
     pub fn image_dir(&self) -> PathBuf {
         self.data_dir.join("images")
+    }
+
+    /// Where the namespaces of pods are pinned, one directory per pod.
+    #[must_use]
+    pub fn netns_dir(&self) -> PathBuf {
+        self.run_dir.join("netns")
     }
 
     /// Records of the pods on this node.

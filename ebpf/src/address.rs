@@ -19,17 +19,18 @@ const TCP: u32 = 6;
 const UDP: u32 = 17;
 const MPTCP: u32 = 262;
 
-/// What the client asked for; `None` for protocols that services do not have.
+/// What the client asked for; false for protocols that services do not have.
 #[inline(always)]
-pub fn frontend(ctx: &SockAddrContext, family: Family) -> Option<Frontend> {
+pub fn frontend(ctx: &SockAddrContext, family: Family, frontend: &mut Frontend) -> bool {
     // SAFETY: the kernel passes a valid context.
     let protocol = match unsafe { read_volatile(&raw const (*ctx.sock_addr).protocol) } {
         TCP | MPTCP => TCP as u8,
         UDP => UDP as u8,
-        _ => return None,
+        _ => return false,
     };
     let Endpoint { address, port, .. } = read(ctx, family);
-    Some(Frontend { address, port, protocol, zero: 0 })
+    *frontend = Frontend { address, port, protocol, zero: 0 };
+    true
 }
 
 #[inline(always)]

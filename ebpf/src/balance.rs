@@ -10,16 +10,19 @@ use crate::maps::{AFFINITY, COUNTERS, MEMBERS, SERVICES, SLOTS};
 pub enum Verdict {
     NotAService,
     Refuse,
-    Send(Endpoint),
+    Send,
 }
 
 /// A reader may fall between the agent's writes and hold a set that is gone; the next look finds the new one.
 const ATTEMPTS: u32 = 3;
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// `earlier` is where an unconnected socket was sent before: it stays there while the backend belongs to the service.
+/// `endpoint` comes in as where an unconnected socket was sent before, or as zero, and goes out as the choice.
+///
+/// Results are written through references throughout, never returned as `Option`s of structs: the compiler may leave
+/// the payload of a `None` undefined, and the verifier refuses to see that copied.
 #[inline(always)]
-pub fn choose(ctx: &SockAddrContext, frontend: &Frontend, earlier: Option<Endpoint>) -> Verdict {
+pub fn choose(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &mut Endpoint) -> Verdict {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;
@@ -35,37 +38,39 @@ pub fn choose(ctx: &SockAddrContext, frontend: &Frontend, earlier: Option<Endpoi
             count(service.id, false);
             return Verdict::Refuse;
         }
-        if let Some(endpoint) = kept(ctx, &service, earlier).or_else(|| random(&service)) {
+        if kept(ctx, &service, endpoint) || random(&service, endpoint) {
             if service.affinity != 0 {
-                stay(ctx, &service, &endpoint);
+                stay(ctx, &service, endpoint);
             }
             count(service.id, true);
-            return Verdict::Send(endpoint);
+            return Verdict::Send;
         }
     }
     Verdict::Refuse
 }
 
+/// Whether the client may stay where it was.
 #[inline(always)]
-fn kept(ctx: &SockAddrContext, service: &Service, earlier: Option<Endpoint>) -> Option<Endpoint> {
-    let endpoint = match earlier {
-        Some(endpoint) => endpoint,
-        None if service.affinity != 0 => affine(ctx, service)?,
-        None => return None,
-    };
-    let member = Member { service: service.id, endpoint };
+fn kept(ctx: &SockAddrContext, service: &Service, endpoint: &mut Endpoint) -> bool {
+    if endpoint.port == 0 && (service.affinity == 0 || !affine(ctx, service, endpoint)) {
+        return false;
+    }
+    let member = Member { service: service.id, endpoint: *endpoint };
     // SAFETY: only whether the element exists is used.
-    unsafe { MEMBERS.get(&member) }.map(|_| endpoint)
+    unsafe { MEMBERS.get(&member) }.is_some()
 }
 
 #[inline(always)]
-fn affine(ctx: &SockAddrContext, service: &Service) -> Option<Endpoint> {
+fn affine(ctx: &SockAddrContext, service: &Service, endpoint: &mut Endpoint) -> bool {
     // SAFETY: copied at once; a torn copy names no member of the service, or one of its backends.
-    let affinity = *unsafe { AFFINITY.get(&client(ctx, service)) }?;
+    let affinity = match unsafe { AFFINITY.get(&client(ctx, service)) } {
+        None => return false,
+        Some(affinity) => *affinity,
+    };
     // SAFETY: a helper without preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    let fresh = now.wrapping_sub(affinity.used) < u64::from(service.affinity) * NANOSECONDS;
-    fresh.then_some(affinity.endpoint)
+    *endpoint = affinity.endpoint;
+    now.wrapping_sub(affinity.used) < u64::from(service.affinity) * NANOSECONDS
 }
 
 #[inline(always)]
@@ -85,13 +90,17 @@ fn client(ctx: &SockAddrContext, service: &Service) -> Client {
 }
 
 #[inline(always)]
-fn random(service: &Service) -> Option<Endpoint> {
+fn random(service: &Service, endpoint: &mut Endpoint) -> bool {
     // SAFETY: a helper without preconditions.
     let index = unsafe { bpf_get_prandom_u32() } % service.count;
     let slot = Slot { service: service.id, generation: service.generation, index };
     // SAFETY: the element is copied at once, and its own key tells whether it was reused meanwhile.
-    let backend = *unsafe { SLOTS.get(&slot) }?;
-    (backend.slot == slot).then_some(backend.endpoint)
+    let backend = match unsafe { SLOTS.get(&slot) } {
+        None => return false,
+        Some(backend) => *backend,
+    };
+    *endpoint = backend.endpoint;
+    backend.slot == slot
 }
 
 #[inline(always)]

@@ -17,6 +17,7 @@ use aya_ebpf::programs::SockAddrContext;
 
 use address::Family;
 use balance::Verdict;
+use hull_ebpf_types::{Endpoint, Frontend};
 
 /// What a program returns: go on with the (possibly rewritten) address, or fail the call.
 const PROCEED: i32 = 1;
@@ -69,16 +70,18 @@ fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
-    let Some(frontend) = address::frontend(ctx, family) else {
+    let mut frontend = Frontend::default();
+    if !address::frontend(ctx, family, &mut frontend) {
         return PROCEED;
-    };
-    match balance::choose(ctx, &frontend, None) {
+    }
+    let mut endpoint = Endpoint::default();
+    match balance::choose(ctx, &frontend, &mut endpoint) {
         Verdict::NotAService => {
             remember::forget_connected(ctx);
             PROCEED
         }
         Verdict::Refuse => refuse(),
-        Verdict::Send(endpoint) => {
+        Verdict::Send => {
             remember::connected(ctx, &frontend, &endpoint);
             address::write(ctx, family, &endpoint);
             PROCEED
@@ -88,16 +91,19 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
 
 #[inline(always)]
 fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
-    let Some(frontend) = address::frontend(ctx, family) else {
+    let mut frontend = Frontend::default();
+    if !address::frontend(ctx, family, &mut frontend) {
         return PROCEED;
-    };
-    match balance::choose(ctx, &frontend, remember::earlier(ctx, &frontend)) {
+    }
+    let mut endpoint = Endpoint::default();
+    remember::earlier(ctx, &frontend, &mut endpoint);
+    match balance::choose(ctx, &frontend, &mut endpoint) {
         Verdict::NotAService => {
             remember::forget_unconnected(ctx, &frontend);
             PROCEED
         }
         Verdict::Refuse => refuse(),
-        Verdict::Send(endpoint) => {
+        Verdict::Send => {
             remember::unconnected(ctx, &frontend, &endpoint);
             address::write(ctx, family, &endpoint);
             PROCEED
@@ -109,11 +115,10 @@ fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
 #[inline(always)]
 fn show_origin(ctx: &SockAddrContext, family: Family, datagram: bool) -> i32 {
     let shown = address::read(ctx, family);
-    let origin = match remember::origin_of_connected(ctx, &shown) {
-        None if datagram => remember::origin_of_unconnected(ctx, &shown),
-        found => found,
-    };
-    if let Some(origin) = origin {
+    let mut origin = Endpoint::default();
+    if remember::origin_of_connected(ctx, &shown, &mut origin)
+        || (datagram && remember::origin_of_unconnected(ctx, &shown, &mut origin))
+    {
         address::write(ctx, family, &origin);
     }
     PROCEED

@@ -1,4 +1,4 @@
-//! The maps. The agent pins them, sizes them, and fills all but the last three.
+//! The maps. The agent pins them, sizes them, and fills those before `affinity`.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuHashMap, SkStorage};
@@ -33,3 +33,7 @@ pub static ORIGINS: SkStorage<Origin> = SkStorage::new();
 
 #[btf_map(name = "peers")]
 pub static PEERS: SkStorage<Peers> = SkStorage::new();
+
+/// By socket cookie. An entry that was evicted only costs a socket the news that its backend is gone.
+#[btf_map(name = "flows")]
+pub static FLOWS: LruHashMap<u64, Origin, PLACEHOLDER> = LruHashMap::new();

@@ -3,10 +3,14 @@
 //! An entry is only believed while the address at hand is the backend it names, so a socket that was connected
 //! elsewhere since shows the truth.
 
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockAddrContext;
 use hull_ebpf_types::{Endpoint, Frontend, Origin, Peers, UNCONNECTED_PEERS};
 
-use crate::maps::{ORIGINS, PEERS};
+use crate::maps::{FLOWS, ORIGINS, PEERS};
+
+const UDP: u8 = 17;
 
 #[inline(always)]
 pub fn connected(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &Endpoint) {
@@ -17,6 +21,9 @@ pub fn connected(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &Endpoint
         if !stored.is_null() {
             *stored = origin;
         }
+        if frontend.protocol == UDP {
+            let _ = FLOWS.insert(&bpf_get_socket_cookie(ctx.as_ptr()), &origin, 0);
+        }
     }
 }
 
@@ -26,22 +33,27 @@ pub fn forget_connected(ctx: &SockAddrContext) {
     unsafe {
         let stored = ORIGINS.get_ptr_mut(ctx);
         if !stored.is_null() {
+            if (*stored).frontend.protocol == UDP {
+                let _ = FLOWS.remove(&bpf_get_socket_cookie(ctx.as_ptr()));
+            }
             *stored = Origin::default();
         }
     }
 }
 
+/// What the socket asked for, when it was sent to `shown`.
 #[inline(always)]
-pub fn origin_of_connected(ctx: &SockAddrContext, shown: &Endpoint) -> Option<Endpoint> {
+pub fn origin_of_connected(ctx: &SockAddrContext, shown: &Endpoint, asked: &mut Endpoint) -> bool {
     // SAFETY: as above.
     let origin = unsafe {
         let stored = ORIGINS.get_ptr_mut(ctx);
         if stored.is_null() {
-            return None;
+            return false;
         }
         *stored
     };
-    (origin.endpoint == *shown).then_some(asked_for(&origin))
+    *asked = asked_for(&origin);
+    origin.endpoint == *shown
 }
 
 #[inline(always)]
@@ -71,8 +83,22 @@ pub fn unconnected(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &Endpoi
 
 /// Where this socket's datagrams to `frontend` went before.
 #[inline(always)]
-pub fn earlier(ctx: &SockAddrContext, frontend: &Frontend) -> Option<Endpoint> {
-    find(ctx, |origin| origin.frontend == *frontend).map(|origin| origin.endpoint)
+pub fn earlier(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &mut Endpoint) {
+    // SAFETY: as above; every index is below the length.
+    unsafe {
+        let peers: *const Peers = PEERS.get_ptr_mut(ctx);
+        if peers.is_null() {
+            return;
+        }
+        let mut index = 0;
+        while index < UNCONNECTED_PEERS {
+            if (*peers).entries[index].frontend == *frontend {
+                *endpoint = (*peers).entries[index].endpoint;
+                return;
+            }
+            index += 1;
+        }
+    }
 }
 
 /// The socket addresses the backend itself: its replies must no longer look like the service's.
@@ -95,28 +121,25 @@ pub fn forget_unconnected(ctx: &SockAddrContext, frontend: &Frontend) {
     }
 }
 
+/// What the socket asked for, when one of its datagrams was sent to `shown`.
 #[inline(always)]
-pub fn origin_of_unconnected(ctx: &SockAddrContext, shown: &Endpoint) -> Option<Endpoint> {
-    find(ctx, |origin| origin.endpoint == *shown).map(|origin| asked_for(&origin))
-}
-
-#[inline(always)]
-fn find(ctx: &SockAddrContext, wanted: impl Fn(&Origin) -> bool) -> Option<Origin> {
-    // SAFETY: as above.
-    let peers: *const Peers = unsafe { PEERS.get_ptr_mut(ctx) };
-    if peers.is_null() {
-        return None;
-    }
-    let mut index = 0;
-    while index < UNCONNECTED_PEERS {
-        // SAFETY: checked above; the index is below the length.
-        let origin = unsafe { (*peers).entries[index] };
-        if wanted(&origin) {
-            return Some(origin);
+pub fn origin_of_unconnected(ctx: &SockAddrContext, shown: &Endpoint, asked: &mut Endpoint) -> bool {
+    // SAFETY: as above; every index is below the length.
+    unsafe {
+        let peers: *const Peers = PEERS.get_ptr_mut(ctx);
+        if peers.is_null() {
+            return false;
         }
-        index += 1;
+        let mut index = 0;
+        while index < UNCONNECTED_PEERS {
+            if (*peers).entries[index].endpoint == *shown {
+                *asked = asked_for(&(*peers).entries[index]);
+                return true;
+            }
+            index += 1;
+        }
     }
-    None
+    false
 }
 
 #[inline(always)]

@@ -83,6 +83,11 @@ impl Error {
     }
 }
 
+/// Say something that is no failure, on standard error.
+pub(crate) fn warn(message: &str) {
+    eprintln!("hull-runtime: warning: {message}");
+}
+
 /// The kernel's words without Rust's "(os error N)".
 fn describe(cause: &io::Error) -> String {
     match cause.raw_os_error() {

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::fault::{Explain, Fault, Shown, Step};
 use crate::plan::process::{CArray, c_path, c_string};
 use crate::spec;
-use crate::syscall::{self, Fork};
+use crate::syscall::{self, Fork, Sys};
 
 /// One hook, ready to be executed.
 pub(crate) struct Hook {
@@ -120,7 +120,7 @@ impl HookState {
         }
     }
 
-    fn write(&self, file: BorrowedFd, pid: i32) -> Result<(), Errno> {
+    fn write(&self, file: BorrowedFd, pid: i32) -> Sys<()> {
         write_all(file, &self.before)?;
         let mut number = crate::fault::Text::new();
         let _ = std::fmt::write(&mut number, format_args!("{pid}"));
@@ -130,7 +130,7 @@ impl HookState {
     }
 }
 
-fn write_all(file: BorrowedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+fn write_all(file: BorrowedFd, mut bytes: &[u8]) -> Sys<()> {
     while !bytes.is_empty() {
         bytes = &bytes[rustix::io::write(file, bytes)?..];
     }
@@ -228,7 +228,7 @@ impl std::fmt::Display for Said<'_> {
 }
 
 /// Reap the process: (exit code, signal).
-fn wait(pidfd: BorrowedFd) -> Result<(i32, i32), Errno> {
+fn wait(pidfd: BorrowedFd) -> Sys<(i32, i32)> {
     loop {
         match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
             Err(Errno::INTR) => (),

@@ -9,6 +9,9 @@ use rustix::io::Errno;
 /// Result of a bare system call.
 pub(crate) type Sys<T> = std::result::Result<T, Errno>;
 
+/// linux/sched.h; libc's constant is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// The two sides of a clone.
 pub(crate) enum Fork {
     /// This is the new process.
@@ -37,7 +40,7 @@ pub(crate) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd>) -> Sys<Fork>
     args.pidfd = &raw mut pidfd as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = cgroup {
-        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: args lives through the call, no CLONE_VM, so parent and child have their own memory.
@@ -256,5 +259,22 @@ pub(crate) fn exit(code: i32) -> ! {
     unsafe {
         libc::syscall(libc::SYS_exit_group, code);
         libc::abort()
+    }
+}
+
+/// execveat(2) of a descriptor; comes back only with an error.
+///
+/// # Safety
+/// `argv` and `envp` must be NULL-terminated arrays of C strings.
+pub(crate) unsafe fn fexecve(
+    file: BorrowedFd,
+    argv: *const *const libc::c_char,
+    envp: *const *const libc::c_char,
+) -> Errno {
+    let path = c"".as_ptr();
+    // SAFETY: by the contract of this function.
+    match check(unsafe { libc::syscall(libc::SYS_execveat, file.as_raw_fd(), path, argv, envp, libc::AT_EMPTY_PATH) }) {
+        Err(errno) => errno,
+        Ok(_) => Errno::INVAL,
     }
 }

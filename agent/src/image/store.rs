@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use oci_spec::image::ImageConfiguration;
 use parking_lot::Mutex;
@@ -22,6 +23,9 @@ use super::lock;
 use super::manifest::parse_config;
 use super::reference::Reference;
 use super::registry::Registries;
+
+/// How long an interrupted download can be resumed.
+const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// An image on this node.
 #[derive(Debug, Clone)]
@@ -116,6 +120,7 @@ impl ImageStore {
         used.extend(entries.images.iter().flat_map(|entry| &entry.layers).map(|layer| layer.hex().to_owned()));
         let documents = entries.images.iter().flat_map(|entry| [Some(&entry.id), entry.manifest.as_ref()]);
         let documents: BTreeSet<String> = documents.flatten().map(|digest| digest.hex().to_owned()).collect();
+        self.remove_old_partials()?;
         Ok(Freed {
             layers: self.remove_unused(&self.layers_dir(), &used)?,
             blobs: self.remove_unused(&self.blobs_dir(), &documents)?,
@@ -135,6 +140,17 @@ impl ImageStore {
             }
         }
         Ok(removed)
+    }
+
+    fn remove_old_partials(&self) -> Result<(), Error> {
+        let partial = self.partial_dir();
+        for path in names_in(&partial)?.into_iter().map(|name| partial.join(name)) {
+            let age = fs::metadata(&path).and_then(|metadata| metadata.modified()).map(|modified| modified.elapsed());
+            if age.is_ok_and(|age| age.is_ok_and(|age| age > PARTIAL_KEPT)) {
+                remove_any(&path)?;
+            }
+        }
+        Ok(())
     }
 
     fn remove_unfinished(&self) -> Result<(), Error> {
@@ -289,6 +305,13 @@ pub(super) fn check_digest(what: &str, expected: &Digest, found: &Digest) -> Res
         return Ok(());
     }
     Err(Error::Digest { what: what.to_owned(), expected: expected.to_string(), found: found.to_string() })
+}
+
+pub(super) fn check_size(what: &str, expected: u64, found: u64) -> Result<(), Error> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::Size { what: what.to_owned(), expected, found })
 }
 
 /// Digest of a file's content.

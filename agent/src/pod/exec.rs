@@ -13,9 +13,9 @@ use hull_runtime::warden::ExecRequest;
 use rustix::process::{Pid, Signal, kill_process, pidfd_send_signal};
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
-use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 
+use super::fd;
 use super::warden::Warden;
 
 /// How much output is kept.
@@ -68,7 +68,7 @@ pub async fn run(
     let exec_id = next_exec_id();
     let request = ExecRequest { id: id.to_owned(), exec_id: exec_id.clone(), process, terminal: false, stdin: false };
     let started = warden.exec(request).await.map_err(|error| error.to_string())?;
-    let pidfd = AsyncFd::new(started.pidfd).map_err(|error| format!("waiting for the exec: {error}"))?;
+    let pidfd = fd::watch(started.pidfd).map_err(|error| format!("waiting for the exec: {error}"))?;
     let output = collect(started.stdout, started.stderr);
     let finished = async {
         let mut output = std::pin::pin!(output);

@@ -64,7 +64,7 @@ pub fn resource(container: &Container, node: &NodeFacts, selector: &ResourceFiel
     };
     let amount = match kind {
         "limits" => limit.map_or_else(offered, |quantity| Ok(Amount::parse(&quantity.0)))?,
-        "requests" => request.map_or(Ok(Some(Amount::units(0))), |quantity| Ok(Amount::parse(&quantity.0)))?,
+        "requests" => request.map_or(Some(Amount::units(0)), |quantity| Amount::parse(&quantity.0)),
         _ => return Err(format!("unsupported resource {name:?}: expected limits.<resource> or requests.<resource>")),
     };
     let amount = amount.ok_or_else(|| format!("{name} is not a quantity"))?;

@@ -12,6 +12,7 @@ use super::api::Api;
 use super::fields::NodeFacts;
 use super::objects::ObjectCache;
 use super::record::Records;
+use super::view::Views;
 use super::warden::Warden;
 use crate::config::AgentConfig;
 use crate::events::Recorder;
@@ -44,6 +45,8 @@ pub struct Host {
     pub events: Recorder,
     /// For the environment of containers.
     pub services: Services,
+    /// What the kubelet API may see of pods.
+    pub views: Views,
     /// Controllers that cgroups of pods can use.
     pub controllers: BTreeSet<String>,
 }
@@ -64,7 +67,7 @@ impl Host {
     /// Where the namespaces of a pod are pinned.
     #[must_use]
     pub fn namespaces(&self, uid: &str) -> PathBuf {
-        self.config.run_dir.join("netns").join(uid)
+        self.config.netns_dir().join(uid)
     }
 
     /// The log directory of a pod.

@@ -17,7 +17,7 @@ use crate::image::{Credentials, Image, Reference};
 /// What a container takes from its image.
 #[derive(Clone, Debug, Default)]
 pub struct ImageFacts {
-    /// Digest of its configuration.
+    /// Its digest: that of the repository where it is from one, else of its configuration.
     pub id: String,
     /// Entrypoint.
     pub entrypoint: Vec<String>,
@@ -74,7 +74,7 @@ pub async fn ensure(host: &Arc<Host>, pod: &Pod, container: &Container) -> Resul
         host.events.pod(pod, Some(&container.name), Kind::Warning, "InspectFailed", message.clone());
         return Err(ImageRefused { reason: "InvalidImageName", message });
     }
-    let present = host.images.resolve(name);
+    let present = resolve(host, name);
     let policy = PullPolicy::of(container);
     match (policy, present) {
         (PullPolicy::Never | PullPolicy::IfNotPresent, Some(image)) => {
@@ -139,14 +139,24 @@ pub fn unmount(host: &Host, id: &str) {
 /// The signal that the image of a container wants to be stopped with, if its image is still known.
 #[must_use]
 pub fn stop_signal(host: &Host, name: &str) -> Option<String> {
-    facts(host.images.resolve(name)?).stop_signal
+    facts(resolve(host, name)?).stop_signal
+}
+
+fn resolve(host: &Host, name: &str) -> Option<Image> {
+    match host.images.resolve(name) {
+        Ok(image) => image,
+        Err(error) => {
+            tracing::warn!(image = name, %error, "the image store was not read");
+            None
+        }
+    }
 }
 
 fn facts(image: Image) -> ImageFacts {
     let config = image.config.config().clone().unwrap_or_default();
     let working_dir = config.working_dir().clone().filter(|dir| !dir.is_empty()).unwrap_or_else(|| "/".to_owned());
     ImageFacts {
-        id: image.id.to_string(),
+        id: image.digests.first().map_or_else(|| image.id.to_string(), ToString::to_string),
         entrypoint: config.entrypoint().clone().unwrap_or_default(),
         cmd: config.cmd().clone().unwrap_or_default(),
         env: config.env().clone().unwrap_or_default(),

@@ -38,7 +38,7 @@ pub fn compute(pod: &Pod, state: &PodState, previous: &PodStatus, host_ip: &str,
         host_ips: Some(vec![HostIP { ip: host_ip.to_owned() }]),
         phase: Some(phase.to_owned()),
         qos_class: Some(QosClass::of(pod).as_str().to_owned()),
-        start_time: Some(Time(state.start_time)),
+        start_time: Some(time(state.start_time)),
         pod_ip: previous.pod_ip.clone(),
         pod_ips: previous.pod_ips.clone(),
         ..PodStatus::default()
@@ -132,7 +132,7 @@ fn states(
     let last = observed.last.as_ref().map(terminated).unwrap_or_default();
     match &observed.phase {
         Phase::Running { started_at, .. } => {
-            let running = Some(ContainerStateRunning { started_at: Some(Time(*started_at)) });
+            let running = Some(ContainerStateRunning { started_at: Some(time(*started_at)) });
             (ApiState { running, ..ApiState::default() }, last)
         }
         Phase::Exited(exit) => {
@@ -192,11 +192,16 @@ fn terminated(exit: &Exit) -> ApiState {
             signal: None,
             reason: Some(exit.reason.clone()),
             message: exit.message.clone(),
-            started_at: exit.started_at.or(Some(exit.finished_at)).map(Time),
-            finished_at: Some(Time(exit.finished_at)),
+            started_at: exit.started_at.or(Some(exit.finished_at)).map(time),
+            finished_at: Some(time(exit.finished_at)),
         }),
         ..ApiState::default()
     }
+}
+
+/// The API's times have whole seconds.
+fn time(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
 /// A condition before its times are known.
@@ -246,7 +251,7 @@ fn dated(verdict: Verdict, pod: &Pod, previous: &PodStatus, now: Timestamp) -> P
         status: status.to_owned(),
         reason: verdict.reason.map(str::to_owned),
         message: verdict.message,
-        last_transition_time: unchanged.and_then(|old| old.last_transition_time.clone()).or(Some(Time(now))),
+        last_transition_time: unchanged.and_then(|old| old.last_transition_time.clone()).or(Some(time(now))),
         observed_generation: pod.metadata.generation,
         ..PodCondition::default()
     }

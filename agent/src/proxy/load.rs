@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::programs::CgroupSockAddr;
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
 use super::maps::NAMES;
 use super::{Error, ProxyConfig, bpffs, sys};
@@ -31,16 +31,19 @@ const PROGRAMS: [(&str, u32); 8] = [
 
 /// Loads the programs and opens or makes their maps.
 pub(super) fn load(config: &ProxyConfig) -> Result<Ebpf, Error> {
-    match load_with(config, 1) {
-        Ok(ebpf) => Ok(ebpf),
-        // Before Linux 5.18 these programs cannot choose the error a client sees.
-        Err(first) => load_with(config, 0).map_err(|_| first),
+    // Before Linux 5.18 these programs cannot choose the error that a refused client sees.
+    for can_set_error in [1, 0] {
+        if let Ok(ebpf) = load_with(config, can_set_error, VerifierLogLevel::DISABLE) {
+            return Ok(ebpf);
+        }
     }
+    // Once more, only to learn what the verifier says: its log costs time and memory.
+    load_with(config, 1, VerifierLogLevel::default())
 }
 
-fn load_with(config: &ProxyConfig, can_set_error: u32) -> Result<Ebpf, Error> {
+fn load_with(config: &ProxyConfig, can_set_error: u32, log: VerifierLogLevel) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    loader.btf(None).override_global("CAN_SET_ERROR", &can_set_error, true);
+    loader.btf(None).verifier_log_level(log).override_global("CAN_SET_ERROR", &can_set_error, true);
     for name in NAMES {
         loader.map_pin_path(name, map_pin(config, name));
     }
@@ -51,6 +54,7 @@ fn load_with(config: &ProxyConfig, can_set_error: u32) -> Result<Ebpf, Error> {
         ("slots", limits.backends),
         ("members", limits.backends),
         ("affinity", limits.clients),
+        ("flows", limits.clients),
     ] {
         loader.map_max_entries(name, entries);
     }
@@ -66,12 +70,15 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr,
     program.try_into().map_err(|_| Error::Load(format!("{name} is not a program for socket addresses")))
 }
 
-/// An error with all its causes: the verifier's words are in the innermost.
+/// An error with all its causes; of the verifier's log the end, where the reason stands.
 fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
+    const END: usize = 600;
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let text = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    match text.char_indices().rev().nth(END) {
+        Some((start, _)) => format!("[...]{}", &text[start..]),
+        None => text,
+    }
 }
 
 /// Puts the programs in force: existing links get the new program, missing ones are made.

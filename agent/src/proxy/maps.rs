@@ -1,14 +1,16 @@
 //! The pinned maps, read and written one element at a time.
 
 use aya::Ebpf;
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, SkStorage};
+use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap, PerCpuValues, SkStorage};
 use hull_ebpf_types as bpf;
 
 use super::Error;
+use super::destroy::Flows;
 use super::diff::{Contents, Op};
 
 /// The names of all maps, as in the object and, with the layout's version, as pins.
-pub(super) const NAMES: [&str; 7] = ["services", "slots", "members", "counters", "affinity", "origins", "peers"];
+pub(super) const NAMES: [&str; 8] =
+    ["services", "slots", "members", "counters", "affinity", "origins", "peers", "flows"];
 
 /// Any value: being in the map is what counts.
 const PRESENT: u32 = 1;
@@ -18,7 +20,7 @@ pub(super) struct Maps {
     slots: HashMap<MapData, bpf::Slot, bpf::Backend>,
     members: HashMap<MapData, bpf::Member, u32>,
     counters: PerCpuHashMap<MapData, u32, bpf::Counters>,
-    origins: MapData,
+    flows: Flows,
     processors: usize,
 }
 
@@ -27,26 +29,27 @@ impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Maps, Error> {
         let mut map = |name| ebpf.take_map(name).ok_or_else(|| Error::Load(format!("the object has no map {name}")));
         let (services, slots, members) = (map("services")?, map("slots")?, map("members")?);
-        let (counters, origins, peers) = (map("counters")?, map("origins")?, map("peers")?);
-        fits("peers", SkStorage::<_, bpf::Peers>::try_from(&peers).map(drop))?;
-        fits("origins", SkStorage::<_, bpf::Origin>::try_from(&origins).map(drop))?;
-        let Map::SkStorage(origins) = origins else {
-            return Err(Error::Load("the map origins is not socket storage".to_owned()));
-        };
+        let (counters, flows) = (map("counters")?, map("flows")?);
+        for (name, fit) in [
+            ("peers", SkStorage::<_, bpf::Peers>::try_from(&map("peers")?).map(drop)),
+            ("origins", SkStorage::<_, bpf::Origin>::try_from(&map("origins")?).map(drop)),
+        ] {
+            fits(name, fit)?;
+        }
         Ok(Maps {
             services: fits("services", HashMap::try_from(services))?,
             slots: fits("slots", HashMap::try_from(slots))?,
             members: fits("members", HashMap::try_from(members))?,
             counters: fits("counters", PerCpuHashMap::try_from(counters))?,
-            origins,
+            flows: fits("flows", HashMap::try_from(flows))?,
             processors: aya::util::nr_cpus()
                 .map_err(|(path, source)| Error::File { action: "read", path: path.into(), source })?,
         })
     }
 
-    /// The socket storage that says what connected sockets asked for.
-    pub(super) fn origins(&self) -> &MapData {
-        &self.origins
+    /// What connected UDP sockets asked for.
+    pub(super) fn flows(&self) -> &Flows {
+        &self.flows
     }
 
     /// Everything that is in the maps.

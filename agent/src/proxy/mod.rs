@@ -16,7 +16,6 @@ mod sys;
 mod tables;
 
 use std::net::SocketAddrV4;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
@@ -68,7 +67,8 @@ pub struct Limits {
     pub services: u32,
     /// Backends, counted once for each service port that has them.
     pub backends: u32,
-    /// Clients with session affinity, times their services; the least recently used are forgotten.
+    /// Clients with session affinity, times their services, and as many connected UDP sockets; the least recently used
+    /// are forgotten.
     pub clients: u32,
 }
 
@@ -150,7 +150,7 @@ impl Proxy {
             load::remove(&load::other_layouts(&self.config.bpf_dir, self.config.layout)?)?;
         }
         if !gone.is_empty() {
-            report.destroyed = destroy::destroy(&gone, &self.config.netns_dir, self.maps.origins().fd().as_fd())?;
+            report.destroyed = destroy::destroy(&gone, &self.config.netns_dir, self.maps.flows())?;
         }
         Ok(report)
     }

@@ -11,8 +11,18 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
 
 use crate::registry::Status;
 
-/// The error of a request's body.
-pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+/// The client's body broke off.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BodyError(String);
+
+impl BodyError {
+    /// From whatever the transport says.
+    pub fn new(error: impl std::error::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// A request whose body may be of any origin.
 pub type Request = http::Request<UnsyncBoxBody<Bytes, BodyError>>;
 /// The body of a response.

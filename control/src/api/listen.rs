@@ -92,7 +92,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, api: Arc<Api>, shu
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (api, peer) = (api.clone(), peer.clone());
         async move {
-            let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
+            let request = request.map(|body| body.map_err(BodyError::new).boxed_unsync());
             Ok::<_, Infallible>(api.handle(request, peer).await)
         }
     });

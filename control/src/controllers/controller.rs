@@ -28,7 +28,11 @@ pub struct Key {
 impl Key {
     /// A key from its parts.
     pub fn new(resource: impl Into<Arc<str>>, namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        Self { resource: resource.into(), namespace: namespace.into(), name: name.into() }
+        Self {
+            resource: resource.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// The key of an object.
@@ -111,12 +115,22 @@ pub struct Notice {
 impl Notice {
     /// A `Normal` event.
     pub fn normal(object: &Object, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { about: reference(object), warning: false, reason, message: message.into() }
+        Self {
+            about: reference(object),
+            warning: false,
+            reason,
+            message: message.into(),
+        }
     }
 
     /// A `Warning` event.
     pub fn warning(object: &Object, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { about: reference(object), warning: true, reason, message: message.into() }
+        Self {
+            about: reference(object),
+            warning: true,
+            reason,
+            message: message.into(),
+        }
     }
 }
 
@@ -170,7 +184,11 @@ impl Outcome {
 
     /// Add a replacement of an object.
     pub fn update(&mut self, object: &Object, subresource: Option<&'static str>, value: Value) {
-        self.write(Write::Update { key: Key::of(object), subresource, object: value });
+        self.write(Write::Update {
+            key: Key::of(object),
+            subresource,
+            object: value,
+        });
     }
 
     /// Add a deletion of an object with the default grace period.
@@ -191,7 +209,12 @@ impl Outcome {
 
 /// The deletion of an object as seen.
 pub fn delete(object: &Object, grace_period_seconds: Option<i64>, propagation: Option<Propagation>) -> Write {
-    Write::Delete { key: Key::of(object), uid: object.index.uid.as_ref().into(), grace_period_seconds, propagation }
+    Write::Delete {
+        key: Key::of(object),
+        uid: object.index.uid.as_ref().into(),
+        grace_period_seconds,
+        propagation,
+    }
 }
 
 /// One control loop.

@@ -35,7 +35,10 @@ struct Created {
 
 fn last_seen(object: &Object) -> Option<Timestamp> {
     let times: Times = serde_json::from_slice(&object.body).ok()?;
-    times.last_timestamp.max(times.event_time).max(times.metadata.creation_timestamp)
+    times
+        .last_timestamp
+        .max(times.event_time)
+        .max(times.metadata.creation_timestamp)
 }
 
 impl Controller for EventTtl {
@@ -53,7 +56,11 @@ impl Controller for EventTtl {
         let mut outcome = Outcome::default();
         let old = |object: &Object| last_seen(object).is_none_or(|seen| context.now.wall.duration_since(seen) > TTL);
         let events = context.view.list("events", None);
-        events.iter().filter(|event| old(event)).take(BATCH).for_each(|event| outcome.delete(event, None));
+        events
+            .iter()
+            .filter(|event| old(event))
+            .take(BATCH)
+            .for_each(|event| outcome.delete(event, None));
         let full = outcome.operations.len() == BATCH;
         outcome.requeue(if full { Duration::from_millis(10) } else { SWEEP });
         outcome
@@ -68,7 +75,9 @@ mod tests {
     #[test]
     fn an_hour_after_it_was_last_seen() {
         let mut world = World::new(vec![Box::new(EventTtl)]);
-        world.memory.put("events", "d", serde_json::json!({"metadata": {"name": "e"}}));
+        world
+            .memory
+            .put("events", "d", serde_json::json!({"metadata": {"name": "e"}}));
         world.advance(Duration::from_secs(1800));
         let again = serde_json::json!({"lastTimestamp": world.memory.wall.to_string()});
         world.memory.patch("events", "d", "e", &again);

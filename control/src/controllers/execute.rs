@@ -36,7 +36,11 @@ pub struct Executor {
 impl Executor {
     /// An executor that writes as the controller manager.
     pub fn new(registry: Arc<Registry>, recorder: Recorder) -> Self {
-        Self { registry, recorder, user: system_user("system:kube-controller-manager") }
+        Self {
+            registry,
+            recorder,
+            user: system_user("system:kube-controller-manager"),
+        }
     }
 
     /// Carry out everything; the first failure is returned, after everything has ended.
@@ -72,7 +76,10 @@ impl Executor {
             if !conflict {
                 tracing::warn!(controller = component, reason = status.reason, "{}", status.message);
             }
-            Failure { message: status.message, conflict }
+            Failure {
+                message: status.message,
+                conflict,
+            }
         })
     }
 
@@ -88,20 +95,38 @@ impl Executor {
     /// Returns the name of the object written.
     async fn write(&self, write: Write) -> Result<String, Status> {
         match write {
-            Write::Create { resource, namespace, object } => {
+            Write::Create {
+                resource,
+                namespace,
+                object,
+            } => {
                 let resource = known(&resource)?;
                 let options = WriteOptions::default();
-                let created = self.registry.create(&self.user, resource, &namespace, object, options).await?;
+                let created = self
+                    .registry
+                    .create(&self.user, resource, &namespace, object, options)
+                    .await?;
                 Ok(created.name.to_string())
             }
-            Write::Update { key, subresource, object } => {
+            Write::Update {
+                key,
+                subresource,
+                object,
+            } => {
                 let resource = known(&key.resource)?;
                 let (namespace, name) = (&*key.namespace, &*key.name);
                 let options = WriteOptions::default();
-                self.registry.update(&self.user, resource, subresource, namespace, name, object, options).await?;
+                self.registry
+                    .update(&self.user, resource, subresource, namespace, name, object, options)
+                    .await?;
                 Ok(name.to_owned())
             }
-            Write::Delete { key, uid, grace_period_seconds, propagation } => {
+            Write::Delete {
+                key,
+                uid,
+                grace_period_seconds,
+                propagation,
+            } => {
                 let options = DeleteOptions {
                     grace_period_seconds,
                     propagation,
@@ -109,7 +134,11 @@ impl Executor {
                     ..DeleteOptions::default()
                 };
                 let resource = known(&key.resource)?;
-                match self.registry.delete(&self.user, resource, &key.namespace, &key.name, options).await {
+                match self
+                    .registry
+                    .delete(&self.user, resource, &key.namespace, &key.name, options)
+                    .await
+                {
                     Err(status) if status.code != 404 => Err(status),
                     _ => Ok(key.name.to_string()),
                 }

@@ -45,7 +45,9 @@ impl Controller for GarbageCollector {
 
     fn reconcile(&mut self, context: &Context<'_>, key: &Key) -> Outcome {
         let mut outcome = Outcome::default();
-        let Some(object) = context.view.get(&key.resource, &key.namespace, &key.name) else { return outcome };
+        let Some(object) = context.view.get(&key.resource, &key.namespace, &key.name) else {
+            return outcome;
+        };
         let meta = metadata(&object);
         if meta.deletion_timestamp.is_some() && meta.has_finalizer(ORPHAN) {
             orphan_dependents(context.view, &object, &meta, &mut outcome);
@@ -89,7 +91,9 @@ enum Owner {
 
 fn find(view: &dyn View, reference: &OwnerReference, dependent: &Object) -> Owner {
     let group = reference.api_version.split_once('/').map_or("", |(group, _)| group);
-    let row = schema::resources().iter().find(|r| r.kind == reference.kind && r.group == group && r.storage);
+    let row = schema::resources()
+        .iter()
+        .find(|r| r.kind == reference.kind && r.group == group && r.storage);
     let Some(row) = row else { return Owner::Unknown };
     if row.namespaced && dependent.namespace.is_empty() {
         return Owner::Unknown;
@@ -141,7 +145,10 @@ fn delete_dependents(view: &dyn View, owner: &Object, meta: &Metadata, outcome: 
     let mut blocked = false;
     for dependent in view.dependents(&meta.uid) {
         let its = metadata(&dependent);
-        let blocks = its.owner_references.iter().any(|r| r.uid == meta.uid && r.block_owner_deletion);
+        let blocks = its
+            .owner_references
+            .iter()
+            .any(|r| r.uid == meta.uid && r.block_owner_deletion);
         blocked |= blocks;
         if its.deletion_timestamp.is_none() {
             collect(view, &dependent, &its, outcome);
@@ -198,11 +205,17 @@ mod tests {
     }
 
     fn names(memory: &Memory) -> Vec<String> {
-        memory.objects("configmaps").iter().map(|o| o.name.to_string()).collect()
+        memory
+            .objects("configmaps")
+            .iter()
+            .map(|o| o.name.to_string())
+            .collect()
     }
 
     fn delete_as(world: &mut World, name: &str, propagation: Option<Propagation>) {
-        world.memory.delete(&Key::new("configmaps", "d", name), "", None, propagation);
+        world
+            .memory
+            .delete(&Key::new("configmaps", "d", name), "", None, propagation);
         world.settle();
     }
 

@@ -66,10 +66,22 @@ mod tests {
     fn every_operator() {
         let labels: BTreeMap<String, String> = [("app".to_owned(), "web".to_owned())].into();
         for (expression, expected) in [
-            (serde_json::json!({"key": "app", "operator": "In", "values": ["web", "x"]}), true),
-            (serde_json::json!({"key": "app", "operator": "In", "values": ["x"]}), false),
-            (serde_json::json!({"key": "app", "operator": "NotIn", "values": ["x"]}), true),
-            (serde_json::json!({"key": "tier", "operator": "NotIn", "values": ["x"]}), true),
+            (
+                serde_json::json!({"key": "app", "operator": "In", "values": ["web", "x"]}),
+                true,
+            ),
+            (
+                serde_json::json!({"key": "app", "operator": "In", "values": ["x"]}),
+                false,
+            ),
+            (
+                serde_json::json!({"key": "app", "operator": "NotIn", "values": ["x"]}),
+                true,
+            ),
+            (
+                serde_json::json!({"key": "tier", "operator": "NotIn", "values": ["x"]}),
+                true,
+            ),
             (serde_json::json!({"key": "app", "operator": "Exists"}), true),
             (serde_json::json!({"key": "app", "operator": "DoesNotExist"}), false),
             (serde_json::json!({"key": "app", "operator": "Near"}), false),
@@ -79,6 +91,9 @@ mod tests {
         }
         assert!(!matches(None, &labels));
         assert!(matches(Some(&LabelSelector::default()), &labels));
-        assert!(!matches(Some(&selector(serde_json::json!({"matchLabels": {"app": "db"}}))), &labels));
+        assert!(!matches(
+            Some(&selector(serde_json::json!({"matchLabels": {"app": "db"}}))),
+            &labels
+        ));
     }
 }

@@ -67,22 +67,41 @@ impl Memory {
             body: serde_json::to_vec(&value).unwrap().into(),
         });
         self.objects.insert(key, object.clone());
-        let kind = if previous.is_some() { EventKind::Modified } else { EventKind::Added };
-        self.events.push(Event { kind, revision: self.revision, object: object.clone(), previous });
+        let kind = if previous.is_some() {
+            EventKind::Modified
+        } else {
+            EventKind::Added
+        };
+        self.events.push(Event {
+            kind,
+            revision: self.revision,
+            object: object.clone(),
+            previous,
+        });
         object
     }
 
     /// Take an object out.
     pub fn remove(&mut self, resource: &str, namespace: &str, name: &str) {
-        let Some(object) = self.objects.remove(&(resource.into(), namespace.into(), name.into())) else { return };
+        let Some(object) = self.objects.remove(&(resource.into(), namespace.into(), name.into())) else {
+            return;
+        };
         self.revision += 1;
         let (revision, previous) = (self.revision, Some(object.clone()));
-        self.events.push(Event { kind: EventKind::Deleted, revision, object, previous });
+        self.events.push(Event {
+            kind: EventKind::Deleted,
+            revision,
+            object,
+            previous,
+        });
     }
 
     /// Change an object by a merge patch, as its owner would.
     pub fn patch(&mut self, resource: &str, namespace: &str, name: &str, patch: &Value) {
-        let mut value = self.get(resource, namespace, name).expect("the object to patch exists").value();
+        let mut value = self
+            .get(resource, namespace, name)
+            .expect("the object to patch exists")
+            .value();
         let before = value["spec"].clone();
         json_patch::merge(&mut value, patch);
         bump(&before, &mut value);
@@ -102,14 +121,30 @@ impl Memory {
     /// Do what the registry would.
     pub fn apply(&mut self, write: Write) -> Result<String, String> {
         match write {
-            Write::Create { resource, namespace, object } => {
-                if object["metadata"]["name"].as_str().is_some_and(|n| self.get(&resource, &namespace, n).is_some()) {
+            Write::Create {
+                resource,
+                namespace,
+                object,
+            } => {
+                if object["metadata"]["name"]
+                    .as_str()
+                    .is_some_and(|n| self.get(&resource, &namespace, n).is_some())
+                {
                     return Err(format!("{resource} already exists"));
                 }
                 Ok(self.put(&resource, &namespace, object).name.to_string())
             }
-            Write::Update { key, subresource, object } => self.update(&key, subresource, object),
-            Write::Delete { key, uid, grace_period_seconds, propagation } => {
+            Write::Update {
+                key,
+                subresource,
+                object,
+            } => self.update(&key, subresource, object),
+            Write::Delete {
+                key,
+                uid,
+                grace_period_seconds,
+                propagation,
+            } => {
                 self.delete(&key, &uid, grace_period_seconds, propagation);
                 Ok(key.name.to_string())
             }
@@ -150,7 +185,9 @@ impl Memory {
 
     /// Delete as a user would.
     pub fn delete(&mut self, key: &Key, uid: &str, grace: Option<i64>, propagation: Option<Propagation>) {
-        let Some(object) = self.get(&key.resource, &key.namespace, &key.name) else { return };
+        let Some(object) = self.get(&key.resource, &key.namespace, &key.name) else {
+            return;
+        };
         if !uid.is_empty() && &*object.index.uid != uid {
             return;
         }
@@ -186,19 +223,28 @@ fn index(value: &Value) -> Index {
     let meta = &value["metadata"];
     let text = |v: &Value| -> Box<str> { v.as_str().unwrap_or_default().into() };
     let labels = meta["labels"].as_object().into_iter().flatten();
-    let mut labels = labels.map(|(k, v)| (Box::from(k.as_str()), text(v))).collect::<Vec<_>>();
+    let mut labels = labels
+        .map(|(k, v)| (Box::from(k.as_str()), text(v)))
+        .collect::<Vec<_>>();
     labels.sort();
     Index {
         labels: labels.into(),
         fields: vec![("spec.nodeName", text(&value["spec"]["nodeName"]))].into(),
-        owners: meta["ownerReferences"].as_array().into_iter().flatten().map(|r| text(&r["uid"])).collect(),
+        owners: meta["ownerReferences"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|r| text(&r["uid"]))
+            .collect(),
         uid: text(&meta["uid"]),
     }
 }
 
 impl View for Memory {
     fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
-        self.objects.get(&(resource.into(), namespace.into(), name.into())).cloned()
+        self.objects
+            .get(&(resource.into(), namespace.into(), name.into()))
+            .cloned()
     }
 
     fn list(&self, resource: &str, namespace: Option<&str>) -> Vec<Arc<Object>> {
@@ -207,11 +253,18 @@ impl View for Memory {
     }
 
     fn dependents(&self, uid: &str) -> Vec<Arc<Object>> {
-        self.objects.values().filter(|o| o.index.owners.iter().any(|owner| &**owner == uid)).cloned().collect()
+        self.objects
+            .values()
+            .filter(|o| o.index.owners.iter().any(|owner| &**owner == uid))
+            .cloned()
+            .collect()
     }
 
     fn pods_on_node(&self, node: &str) -> Vec<Arc<Object>> {
-        self.list("pods", None).into_iter().filter(|o| &*o.index.fields[0].1 == node).collect()
+        self.list("pods", None)
+            .into_iter()
+            .filter(|o| &*o.index.fields[0].1 == node)
+            .collect()
     }
 }
 
@@ -263,10 +316,19 @@ impl World {
     /// Do one thing that is due. Returns whether there was one.
     pub fn step(&mut self) -> bool {
         self.dispatch();
-        let Some(job) = self.queue.pop(self.monotonic) else { return false };
+        let Some(job) = self.queue.pop(self.monotonic) else {
+            return false;
+        };
         let failure = self.failures.remove(&job);
-        let now = Now { wall: self.memory.wall, monotonic: self.monotonic };
-        let context = Context { view: &self.memory, now, failure: failure.as_deref() };
+        let now = Now {
+            wall: self.memory.wall,
+            monotonic: self.monotonic,
+        };
+        let context = Context {
+            view: &self.memory,
+            now,
+            failure: failure.as_deref(),
+        };
         let outcome = self.controllers[job.0].reconcile(&context, &job.1);
         let notices = outcome.notices.into_iter().map(|n| (n.reason.to_owned(), n.message));
         self.notices.extend(notices);
@@ -279,7 +341,8 @@ impl World {
                     Ok(name) => (announce.success, name),
                     Err(error) => (announce.failure, error),
                 };
-                self.notices.push((notice.reason.to_owned(), notice.message.replacen("{}", detail, 1)));
+                self.notices
+                    .push((notice.reason.to_owned(), notice.message.replacen("{}", detail, 1)));
             }
             if let Err(error) = result {
                 if !error.starts_with("conflict") {
@@ -340,7 +403,12 @@ impl World {
                 "lastTransitionTime": super::recorder::seconds(self.memory.wall)});
             let status = json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
                 "conditions": [ready]});
-            self.memory.patch("pods", &namespace, &name, &json!({"spec": {"nodeName": "n1"}, "status": status}));
+            self.memory.patch(
+                "pods",
+                &namespace,
+                &name,
+                &json!({"spec": {"nodeName": "n1"}, "status": status}),
+            );
         }
     }
 

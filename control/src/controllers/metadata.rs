@@ -59,7 +59,9 @@ struct Envelope {
 
 /// Decode an object's metadata only. Damaged metadata reads as empty: such an object owns and selects nothing.
 pub fn metadata(object: &Object) -> Metadata {
-    serde_json::from_slice::<Envelope>(&object.body).map(|e| e.metadata).unwrap_or_default()
+    serde_json::from_slice::<Envelope>(&object.body)
+        .map(|e| e.metadata)
+        .unwrap_or_default()
 }
 
 impl Metadata {
@@ -97,11 +99,16 @@ pub fn add_owner(object: &mut Value, reference: Value) {
 
 /// Drop the owner references for which `gone` holds. An empty list is dropped too.
 pub fn remove_owners(object: &mut Value, gone: impl Fn(&str) -> bool) {
-    let Some(metadata) = object["metadata"].as_object_mut() else { return };
-    let empty = metadata.get_mut("ownerReferences").and_then(Value::as_array_mut).map(|list| {
-        list.retain(|r| !r["uid"].as_str().is_some_and(&gone));
-        list.is_empty()
-    });
+    let Some(metadata) = object["metadata"].as_object_mut() else {
+        return;
+    };
+    let empty = metadata
+        .get_mut("ownerReferences")
+        .and_then(Value::as_array_mut)
+        .map(|list| {
+            list.retain(|r| !r["uid"].as_str().is_some_and(&gone));
+            list.is_empty()
+        });
     if empty == Some(true) {
         metadata.remove("ownerReferences");
     }
@@ -126,6 +133,9 @@ mod tests {
         remove_owners(&mut object, |uid| uid == "u1");
         assert_eq!(object["metadata"]["ownerReferences"][0]["uid"], "u2");
         remove_owners(&mut object, |_| true);
-        assert_eq!(object, json!({"metadata": {"name": "a", "x": 1}, "spec": {"unknown": true}}));
+        assert_eq!(
+            object,
+            json!({"metadata": {"name": "a", "x": 1}, "spec": {"unknown": true}})
+        );
     }
 }

@@ -79,10 +79,14 @@ fn all(config: Config) -> Vec<Box<dyn Controller>> {
         Box::new(replicaset::ReplicaSets),
         Box::new(endpoints::EndpointSlices),
         Box::new(endpoints::Endpoints),
-        Box::new(service_account::ServiceAccounts { root_ca: config.root_ca_pem }),
+        Box::new(service_account::ServiceAccounts {
+            root_ca: config.root_ca_pem,
+        }),
         Box::<node::lifecycle::NodeLifecycle>::default(),
         Box::<node::eviction::TaintEviction>::default(),
-        Box::new(node::cidr::NodeRanges { cluster: config.cluster_cidr }),
+        Box::new(node::cidr::NodeRanges {
+            cluster: config.cluster_cidr,
+        }),
         Box::new(namespace::Namespaces),
         Box::new(garbage::GarbageCollector),
         Box::<pod_gc::PodGc>::default(),
@@ -92,11 +96,18 @@ fn all(config: Config) -> Vec<Box<dyn Controller>> {
 
 /// Everything stored but events: nothing is decided by them, and they are many.
 fn watched() -> Vec<&'static str> {
-    let stored = schema::resources().iter().filter(|r| r.storage && r.key != "events").map(|r| r.key);
+    let stored = schema::resources()
+        .iter()
+        .filter(|r| r.storage && r.key != "events")
+        .map(|r| r.key);
     stored.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The identity of a component of the control plane.
 pub(crate) fn system_user(name: &str) -> User {
-    User { name: name.to_owned(), groups: vec!["system:masters".to_owned()], ..User::default() }
+    User {
+        name: name.to_owned(),
+        groups: vec!["system:masters".to_owned()],
+        ..User::default()
+    }
 }

@@ -43,7 +43,9 @@ impl Controller for Namespaces {
 
     fn reconcile(&mut self, context: &Context<'_>, key: &Key) -> Outcome {
         let mut outcome = Outcome::default();
-        let Some(object) = context.view.get(NAMESPACES, "", &key.name) else { return outcome };
+        let Some(object) = context.view.get(NAMESPACES, "", &key.name) else {
+            return outcome;
+        };
         if metadata(&object).deletion_timestamp.is_none() {
             return outcome;
         }
@@ -61,7 +63,9 @@ impl Controller for Namespaces {
 /// Delete what is in the namespace; returns what there is, by resource.
 fn remove_content(view: &dyn View, namespace: &str, outcome: &mut Outcome) -> BTreeMap<String, Vec<Vec<String>>> {
     let mut remaining = BTreeMap::new();
-    let stored = schema::resources().iter().filter(|r| r.namespaced && r.storage && r.conversion.is_none());
+    let stored = schema::resources()
+        .iter()
+        .filter(|r| r.namespaced && r.storage && r.conversion.is_none());
     let pods_left = !view.list("pods", Some(namespace)).is_empty();
     for resource in stored {
         let objects = view.list(resource.key, Some(namespace));
@@ -86,7 +90,9 @@ fn remove_content(view: &dyn View, namespace: &str, outcome: &mut Outcome) -> BT
 
 fn finalize(namespace: &Object, outcome: &mut Outcome) {
     let mut value = namespace.value();
-    let Some(finalizers) = value["spec"]["finalizers"].as_array_mut().filter(|f| f.iter().any(|f| f == FINALIZER))
+    let Some(finalizers) = value["spec"]["finalizers"]
+        .as_array_mut()
+        .filter(|f| f.iter().any(|f| f == FINALIZER))
     else {
         return outcome.delete(namespace, None);
     };
@@ -100,19 +106,34 @@ fn report(
     remaining: &BTreeMap<String, Vec<Vec<String>>>,
     outcome: &mut Outcome,
 ) {
-    let content = remaining.iter().map(|(name, objects)| format!("{name} has {} resource instances", objects.len()));
-    let content = format!("Some resources are remaining: {}", content.collect::<Vec<_>>().join(", "));
+    let content = remaining
+        .iter()
+        .map(|(name, objects)| format!("{name} has {} resource instances", objects.len()));
+    let content = format!(
+        "Some resources are remaining: {}",
+        content.collect::<Vec<_>>().join(", ")
+    );
     let mut held = BTreeMap::<&str, usize>::new();
     for finalizer in remaining.values().flatten().flatten() {
         *held.entry(finalizer).or_default() += 1;
     }
-    let held = held.iter().map(|(name, count)| format!("{name} in {count} resource instances")).collect::<Vec<_>>();
+    let held = held
+        .iter()
+        .map(|(name, count)| format!("{name} in {count} resource instances"))
+        .collect::<Vec<_>>();
     let finalizers = match held.is_empty() {
-        true => ("False", "ContentHasNoFinalizers", "All content-preserving finalizers finished".to_owned()),
+        true => (
+            "False",
+            "ContentHasNoFinalizers",
+            "All content-preserving finalizers finished".to_owned(),
+        ),
         false => (
             "True",
             "SomeFinalizersRemain",
-            format!("Some content in the namespace has finalizers remaining: {}", held.join(", ")),
+            format!(
+                "Some content in the namespace has finalizers remaining: {}",
+                held.join(", ")
+            ),
         ),
     };
     let mut value = namespace.value();
@@ -123,7 +144,11 @@ fn report(
         ("NamespaceFinalizersRemaining", finalizers),
     ];
     let conditions = conditions.map(|(kind, (status, reason, message))| {
-        let same = before.as_array().into_iter().flatten().find(|c| c["type"] == kind && c["status"] == status);
+        let same = before
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|c| c["type"] == kind && c["status"] == status);
         let since = same.map_or_else(|| time.as_str().into(), |c| c["lastTransitionTime"].clone());
         json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since})
     });
@@ -141,10 +166,20 @@ mod tests {
 
     fn world() -> World {
         let mut world = World::new(vec![Box::new(Namespaces)]);
-        world.memory.put(NAMESPACES, "", json!({"metadata": {"name": "d"}, "spec": {"finalizers": ["kubernetes"]}}));
+        world.memory.put(
+            NAMESPACES,
+            "",
+            json!({"metadata": {"name": "d"}, "spec": {"finalizers": ["kubernetes"]}}),
+        );
         world.memory.put("configmaps", "d", json!({"metadata": {"name": "c"}}));
-        world.memory.put("pods", "d", json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n1"}}));
-        world.memory.put("configmaps", "other", json!({"metadata": {"name": "c"}}));
+        world.memory.put(
+            "pods",
+            "d",
+            json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n1"}}),
+        );
+        world
+            .memory
+            .put("configmaps", "other", json!({"metadata": {"name": "c"}}));
         world
     }
 
@@ -161,9 +196,15 @@ mod tests {
         world.settle();
         world.memory.delete(&Key::new(NAMESPACES, "", "d"), "", None, None);
         world.settle();
-        assert!(world.memory.get("configmaps", "d", "c").is_some(), "the pod may still need it");
+        assert!(
+            world.memory.get("configmaps", "d", "c").is_some(),
+            "the pod may still need it"
+        );
         let namespace = world.memory.get(NAMESPACES, "", "d").unwrap().value();
-        assert_eq!(namespace["status"]["conditions"][0]["type"], "NamespaceContentRemaining");
+        assert_eq!(
+            namespace["status"]["conditions"][0]["type"],
+            "NamespaceContentRemaining"
+        );
         world.run_pods();
         world.settle();
         assert!(world.memory.get("configmaps", "d", "c").is_none());

@@ -51,8 +51,16 @@ impl Controller for PodGc {
         let nodes = context.view.list(NODES, None);
         let known = nodes.iter().map(|n| n.name.to_string()).collect::<HashSet<_>>();
         let is_out = |o: &&Arc<Object>| node(o).is_some_and(|n| n.spec.taints.iter().any(|t| t.key == OUT_OF_SERVICE));
-        let out = nodes.iter().filter(is_out).map(|n| n.name.to_string()).collect::<HashSet<_>>();
-        let pods = context.view.list("pods", None).into_iter().filter_map(|o| pod(&o).map(|p| (o, p)));
+        let out = nodes
+            .iter()
+            .filter(is_out)
+            .map(|n| n.name.to_string())
+            .collect::<HashSet<_>>();
+        let pods = context
+            .view
+            .list("pods", None)
+            .into_iter()
+            .filter_map(|o| pod(&o).map(|p| (o, p)));
         let pods = pods.collect::<Vec<_>>();
         let lost = self.lost(context.now.monotonic, &known, &pods);
         for (object, pod) in &pods {
@@ -61,10 +69,16 @@ impl Controller for PodGc {
                 outcome.kill(object);
             }
         }
-        let mut finished = pods.iter().filter(|(_, p)| p.is_terminal() && !p.is_terminating()).collect::<Vec<_>>();
+        let mut finished = pods
+            .iter()
+            .filter(|(_, p)| p.is_terminal() && !p.is_terminating())
+            .collect::<Vec<_>>();
         finished.sort_by_key(|(_, p)| p.metadata.creation_timestamp);
         let surplus = finished.len().saturating_sub(KEEP_FINISHED);
-        finished.iter().take(surplus).for_each(|(object, _)| outcome.kill(object));
+        finished
+            .iter()
+            .take(surplus)
+            .for_each(|(object, _)| outcome.kill(object));
         outcome
     }
 }
@@ -72,13 +86,19 @@ impl Controller for PodGc {
 impl PodGc {
     /// Nodes that pods name and that have been missing for long enough.
     fn lost(&mut self, now: Duration, known: &HashSet<String>, pods: &[(Arc<Object>, Pod)]) -> HashSet<String> {
-        let named = pods.iter().map(|(_, p)| &p.spec.node_name).filter(|n| !n.is_empty() && !known.contains(*n));
+        let named = pods
+            .iter()
+            .map(|(_, p)| &p.spec.node_name)
+            .filter(|n| !n.is_empty() && !known.contains(*n));
         let named = named.cloned().collect::<HashSet<_>>();
         self.missing.retain(|node, _| named.contains(node));
         for node in named {
             self.missing.entry(node).or_insert(now);
         }
-        let long = self.missing.iter().filter(|(_, since)| now.saturating_sub(**since) >= QUARANTINE);
+        let long = self
+            .missing
+            .iter()
+            .filter(|(_, since)| now.saturating_sub(**since) >= QUARANTINE);
         long.map(|(node, _)| node.clone()).collect()
     }
 }
@@ -94,12 +114,23 @@ mod tests {
         let mut world = World::new(vec![Box::<PodGc>::default()]);
         world.memory.put(NODES, "", json!({"metadata": {"name": "a"}}));
         for (name, node) in [("here", "a"), ("lost", "b")] {
-            world.memory.put("pods", "d", json!({"metadata": {"name": name}, "spec": {"nodeName": node}}));
+            world.memory.put(
+                "pods",
+                "d",
+                json!({"metadata": {"name": name}, "spec": {"nodeName": node}}),
+            );
         }
         let going = json!({"metadata": {"name": "never", "deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
         world.memory.put("pods", "d", going);
         world.advance(Duration::from_secs(30));
-        let names = |world: &World| world.memory.objects("pods").iter().map(|p| p.name.to_string()).collect::<Vec<_>>();
+        let names = |world: &World| {
+            world
+                .memory
+                .objects("pods")
+                .iter()
+                .map(|p| p.name.to_string())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(names(&world), ["here", "lost"]);
         world.advance(Duration::from_secs(30));
         assert_eq!(names(&world), ["here"]);

@@ -139,7 +139,9 @@ impl Pod {
 
     /// Since when it is ready.
     pub fn ready_since(&self) -> Option<Timestamp> {
-        self.ready_condition().filter(|c| c.status == "True")?.last_transition_time
+        self.ready_condition()
+            .filter(|c| c.status == "True")?
+            .last_transition_time
     }
 
     /// How long it still has to stay ready to be available: zero if it is, `None` if it is not even ready.

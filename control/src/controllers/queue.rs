@@ -44,7 +44,11 @@ where
     K: Ord,
 {
     fn default() -> Self {
-        Self { ready: VecDeque::new(), states: HashMap::new(), timers: BinaryHeap::new() }
+        Self {
+            ready: VecDeque::new(),
+            states: HashMap::new(),
+            timers: BinaryHeap::new(),
+        }
     }
 }
 
@@ -117,7 +121,9 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
 
     fn fire(&mut self, now: Duration) {
         while self.next_due().is_some_and(|due| due <= now) {
-            let Some(Reverse((_, key))) = self.timers.pop() else { return };
+            let Some(Reverse((_, key))) = self.timers.pop() else {
+                return;
+            };
             if let Some(state) = self.states.get_mut(&key) {
                 state.due = None;
             }

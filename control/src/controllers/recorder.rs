@@ -45,7 +45,10 @@ async fn write_all(registry: Arc<Registry>, mut receiver: mpsc::Receiver<(&'stat
     let mut batch = Vec::new();
     while receiver.recv_many(&mut batch, 64).await > 0 {
         let now = Timestamp::now();
-        let steps = batch.drain(..).map(|(component, notice)| memory.step(component, &notice, now)).collect::<Vec<_>>();
+        let steps = batch
+            .drain(..)
+            .map(|(component, notice)| memory.step(component, &notice, now))
+            .collect::<Vec<_>>();
         join_all(steps.into_iter().map(|step| perform(&registry, step))).await;
     }
 }
@@ -74,14 +77,27 @@ impl Memory {
             "" => "default".to_owned(),
             namespace => namespace.to_owned(),
         };
-        let identity = format!("{}/{}/{component}/{}/{}", about("kind"), about("uid"), notice.reason, notice.message);
+        let identity = format!(
+            "{}/{}/{component}/{}/{}",
+            about("kind"),
+            about("uid"),
+            notice.reason,
+            notice.message
+        );
         if let Some((name, first, count)) = self.seen.get_mut(&identity) {
             *count += 1;
             let event = event(component, notice, &namespace, name, (*first, now), *count);
-            return Step { namespace, name: name.clone(), event, count: *count };
+            return Step {
+                namespace,
+                name: name.clone(),
+                event,
+                count: *count,
+            };
         }
         self.serial += 1;
-        let stamp = u64::try_from(now.as_nanosecond()).unwrap_or_default().wrapping_add(self.serial);
+        let stamp = u64::try_from(now.as_nanosecond())
+            .unwrap_or_default()
+            .wrapping_add(self.serial);
         let name = format!("{}.{stamp:016x}", about("name"));
         if self.order.len() == REMEMBERED
             && let Some(oldest) = self.order.pop_front()
@@ -91,7 +107,12 @@ impl Memory {
         self.order.push_back(identity.clone());
         self.seen.insert(identity, (name.clone(), now, 1));
         let event = event(component, notice, &namespace, &name, (now, now), 1);
-        Step { namespace, name, event, count: 1 }
+        Step {
+            namespace,
+            name,
+            event,
+            count: 1,
+        }
     }
 }
 
@@ -128,17 +149,27 @@ pub fn seconds(time: Timestamp) -> String {
 async fn perform(registry: &Registry, step: Step) {
     let Some(events) = schema::by_key("events") else { return };
     let user = system_user("system:kube-controller-manager");
-    let Step { namespace, name, event, count } = step;
+    let Step {
+        namespace,
+        name,
+        event,
+        count,
+    } = step;
     if count > 1 {
         let patch = json!({"count": count, "lastTimestamp": event["lastTimestamp"]});
         let options = WriteOptions::default();
-        let patched = registry.patch(&user, events, None, &namespace, &name, Patch::Merge(patch), options).await;
+        let patched = registry
+            .patch(&user, events, None, &namespace, &name, Patch::Merge(patch), options)
+            .await;
         match patched {
             Err(status) if status.code == 404 => {}
             _ => return,
         }
     }
-    if let Err(status) = registry.create(&user, events, &namespace, event, WriteOptions::default()).await {
+    if let Err(status) = registry
+        .create(&user, events, &namespace, event, WriteOptions::default())
+        .await
+    {
         tracing::debug!(event = name, namespace, error = %status.message, "an event was not recorded");
     }
 }

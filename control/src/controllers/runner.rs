@@ -83,7 +83,12 @@ impl Runner {
         for resource in self.resources.clone() {
             for object in self.view.list(resource, None) {
                 let revision = object.revision;
-                self.dispatch(&Event { kind: EventKind::Added, revision, object, previous: None });
+                self.dispatch(&Event {
+                    kind: EventKind::Added,
+                    revision,
+                    object,
+                    previous: None,
+                });
             }
         }
         for (index, controller) in self.controllers.iter().enumerate() {
@@ -113,16 +118,25 @@ impl Runner {
     }
 
     fn now(&self) -> Now {
-        Now { wall: Timestamp::now(), monotonic: self.started.elapsed() }
+        Now {
+            wall: Timestamp::now(),
+            monotonic: self.started.elapsed(),
+        }
     }
 
     /// Reconcile what is ready, as far as writes may be under way.
     fn serve(&mut self) {
         while self.in_flight.len() < IN_FLIGHT {
             let now = self.now();
-            let Some(job) = self.queue.pop(now.monotonic) else { return };
+            let Some(job) = self.queue.pop(now.monotonic) else {
+                return;
+            };
             let failure = self.failures.remove(&job);
-            let context = Context { view: &self.view, now, failure: failure.as_deref() };
+            let context = Context {
+                view: &self.view,
+                now,
+                failure: failure.as_deref(),
+            };
             let outcome = self.controllers[job.0].reconcile(&context, &job.1);
             let after = outcome.requeue_after;
             if outcome.operations.is_empty() && outcome.notices.is_empty() {
@@ -130,7 +144,8 @@ impl Runner {
                 continue;
             }
             let (executor, name) = (self.executor.clone(), self.controllers[job.0].name());
-            self.in_flight.push(async move { (job, after, executor.run(name, outcome).await) }.boxed());
+            self.in_flight
+                .push(async move { (job, after, executor.run(name, outcome).await) }.boxed());
         }
     }
 

@@ -40,23 +40,35 @@ impl Controller for ServiceAccounts {
 
     fn reconcile(&mut self, context: &Context<'_>, key: &Key) -> Outcome {
         let mut outcome = Outcome::default();
-        let Some(namespace) = context.view.get(NAMESPACES, "", &key.name) else { return outcome };
+        let Some(namespace) = context.view.get(NAMESPACES, "", &key.name) else {
+            return outcome;
+        };
         if super::metadata::metadata(&namespace).deletion_timestamp.is_some() {
             return outcome;
         }
         let mut create = |resource: &str, object| {
-            outcome.write(Write::Create { resource: resource.into(), namespace: key.name.clone(), object });
+            outcome.write(Write::Create {
+                resource: resource.into(),
+                namespace: key.name.clone(),
+                object,
+            });
         };
         if context.view.get("serviceaccounts", &key.name, "default").is_none() {
             let meta = json!({"name": "default", "namespace": &*key.name});
-            create("serviceaccounts", json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}));
+            create(
+                "serviceaccounts",
+                json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}),
+            );
         }
         let data = json!({"ca.crt": &*self.root_ca});
         match context.view.get("configmaps", &key.name, ROOT_CA) {
             None => {
                 let annotations = json!({"kubernetes.io/description": DESCRIPTION});
                 let meta = json!({"name": ROOT_CA, "namespace": &*key.name, "annotations": annotations});
-                create("configmaps", json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}));
+                create(
+                    "configmaps",
+                    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}),
+                );
             }
             Some(stored) => {
                 let mut value = stored.value();
@@ -82,7 +94,9 @@ mod tests {
         world.settle();
         let certificate = |world: &World| world.memory.get("configmaps", "d", ROOT_CA).unwrap().value();
         assert_eq!(certificate(&world)["data"]["ca.crt"], "PEM");
-        world.memory.patch("configmaps", "d", ROOT_CA, &json!({"data": {"ca.crt": "forged"}}));
+        world
+            .memory
+            .patch("configmaps", "d", ROOT_CA, &json!({"data": {"ca.crt": "forged"}}));
         world.memory.remove("serviceaccounts", "d", "default");
         world.settle();
         assert_eq!(certificate(&world)["data"]["ca.crt"], "PEM");

@@ -11,14 +11,19 @@ pub fn allows(pod: &PodInfo, node: &NodeInfo) -> bool {
     if !labels::contains(&pod.selector, &node.labels) {
         return false;
     }
-    let required = pod.node_affinity.as_ref().and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    let required = pod
+        .node_affinity
+        .as_ref()
+        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| term_matches(term, node)))
 }
 
 /// Sum of the weights of preferred terms that match.
 pub fn preference(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let preferred =
-        pod.node_affinity.iter().filter_map(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let preferred = pod
+        .node_affinity
+        .iter()
+        .filter_map(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
     let matching = preferred.flatten().filter(|term| term_matches(&term.preference, node));
     matching.map(|term| i64::from(term.weight)).sum()
 }
@@ -29,7 +34,9 @@ fn term_matches(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
     let fields = term.match_fields.as_deref().unwrap_or_default();
     let field = |key: &str| (key == "metadata.name").then_some(&*node.name);
     !(expressions.is_empty() && fields.is_empty())
-        && expressions.iter().all(|r| requirement_matches(r, node.labels.get(&r.key).map(String::as_str)))
+        && expressions
+            .iter()
+            .all(|r| requirement_matches(r, node.labels.get(&r.key).map(String::as_str)))
         && fields.iter().all(|r| requirement_matches(r, field(&r.key)))
 }
 

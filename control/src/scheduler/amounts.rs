@@ -32,7 +32,9 @@ impl Amounts {
     pub fn parse(list: Option<&BTreeMap<String, Text>>) -> Self {
         let mut amounts = Self::default();
         for (name, text) in list.into_iter().flatten() {
-            let Ok(quantity) = text.0.parse::<Quantity>() else { continue };
+            let Ok(quantity) = text.0.parse::<Quantity>() else {
+                continue;
+            };
             match name.as_str() {
                 "cpu" => amounts.cpu = quantity.millis(),
                 "memory" => amounts.memory = quantity.units(),
@@ -91,15 +93,15 @@ impl Amounts {
 
 /// How many pods a node takes: its `pods` resource.
 pub fn pod_capacity(list: Option<&BTreeMap<String, Text>>) -> i64 {
-    let pods = list.and_then(|l| l.get("pods")).and_then(|q| q.0.parse::<Quantity>().ok());
+    let pods = list
+        .and_then(|l| l.get("pods"))
+        .and_then(|q| q.0.parse::<Quantity>().ok());
     pods.map_or(0, |q| q.units())
 }
 
 /// What a pod requests, and the same with defaults where nothing is said (for scoring).
 pub fn requests(spec: &PodSpec) -> (Amounts, Amounts) {
-    let exact = |container: &Container| {
-        Amounts::parse(container.resources.as_ref().and_then(|r| r.requests.as_ref()))
-    };
+    let exact = |container: &Container| Amounts::parse(container.resources.as_ref().and_then(|r| r.requests.as_ref()));
     let defaulted = |container: &Container| {
         let mut amounts = exact(container);
         let says = |name: &str| {
@@ -164,10 +166,19 @@ mod tests {
     #[test]
     fn containers_add_up_and_init_containers_peak() {
         assert_eq!(cpu(json!({"containers": [container("100m"), container("0.2")]})), 300);
-        assert_eq!(cpu(json!({"containers": [container("1")], "initContainers": [container("3"), container("2")]})), 3000);
+        assert_eq!(
+            cpu(json!({"containers": [container("1")], "initContainers": [container("3"), container("2")]})),
+            3000
+        );
         let sidecars = json!([container("2"), sidecar("1"), container("2")]);
-        assert_eq!(cpu(json!({"containers": [container("1")], "initContainers": sidecars})), 3000);
-        assert_eq!(cpu(json!({"containers": [container("1")], "overhead": {"cpu": "250m"}})), 1250);
+        assert_eq!(
+            cpu(json!({"containers": [container("1")], "initContainers": sidecars})),
+            3000
+        );
+        assert_eq!(
+            cpu(json!({"containers": [container("1")], "overhead": {"cpu": "250m"}})),
+            1250
+        );
         let level = json!({"containers": [container("1")], "resources": {"requests": {"cpu": "4"}}});
         assert_eq!(cpu(level), 4000);
     }
@@ -178,7 +189,10 @@ mod tests {
         let node = amounts(json!({"cpu": "2", "memory": "1Gi"}));
         let used = amounts(json!({"cpu": "1500m"}));
         let wanted = amounts(json!({"cpu": "600m", "memory": "1Gi", "example.com/gpu": "1"}));
-        assert_eq!(node.lacking(&used, &wanted), ["cpu".into(), "example.com/gpu".into()] as [Box<str>; 2]);
+        assert_eq!(
+            node.lacking(&used, &wanted),
+            ["cpu".into(), "example.com/gpu".into()] as [Box<str>; 2]
+        );
         assert!(node.lacking(&used, &Amounts::default()).is_empty());
     }
 }

@@ -46,7 +46,9 @@ impl NodeInfo {
         let spec = node.spec.unwrap_or_default();
         let status = node.status.unwrap_or_default();
         let mut labels = node.metadata.labels.unwrap_or_default();
-        labels.entry("kubernetes.io/hostname".to_owned()).or_insert_with(|| self.name.to_string());
+        labels
+            .entry("kubernetes.io/hostname".to_owned())
+            .or_insert_with(|| self.name.to_string());
         let taints = spec.taints.unwrap_or_default();
         let unschedulable = spec.unschedulable.unwrap_or(false);
         let resources = status.allocatable.as_ref().or(status.capacity.as_ref());
@@ -105,7 +107,9 @@ impl Cluster {
 
     /// Placed pods with required anti-affinity, and their nodes.
     pub fn repelling(&self) -> impl Iterator<Item = (&PodInfo, &NodeInfo)> {
-        self.repelling.values().filter_map(|pod| Some((&**pod, self.nodes.get(self.placed.get(&pod.key)?)?)))
+        self.repelling
+            .values()
+            .filter_map(|pod| Some((&**pod, self.nodes.get(self.placed.get(&pod.key)?)?)))
     }
 
     /// Labels of a namespace.
@@ -115,7 +119,12 @@ impl Cluster {
 
     /// A namespace appeared or changed.
     pub fn put_namespace(&mut self, object: &Object) {
-        let labels = object.index.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        let labels = object
+            .index
+            .labels
+            .iter()
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect();
         self.namespaces.insert(object.name.clone(), labels);
     }
 
@@ -159,9 +168,13 @@ impl Cluster {
 
     /// A pod is gone or uses nothing any more. Returns whether it was counted.
     pub fn remove_pod(&mut self, key: &Key) -> bool {
-        let Some(name) = self.placed.remove(key) else { return false };
+        let Some(name) = self.placed.remove(key) else {
+            return false;
+        };
         self.repelling.remove(key);
-        let Some(node) = self.nodes.get_mut(&name) else { return false };
+        let Some(node) = self.nodes.get_mut(&name) else {
+            return false;
+        };
         let removed = node.remove(key);
         if !node.exists && node.pods.is_empty() {
             self.nodes.remove(&name);
@@ -171,6 +184,9 @@ impl Cluster {
 
     fn entry(&mut self, name: &str) -> &mut NodeInfo {
         let name: Arc<str> = name.into();
-        self.nodes.entry(name.clone()).or_insert_with(|| NodeInfo { name, ..NodeInfo::default() })
+        self.nodes.entry(name.clone()).or_insert_with(|| NodeInfo {
+            name,
+            ..NodeInfo::default()
+        })
     }
 }

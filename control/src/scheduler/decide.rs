@@ -31,7 +31,10 @@ struct Refusal {
 
 impl Refusal {
     fn new(reason: impl Into<String>, preemptable: bool) -> Self {
-        Self { reasons: vec![reason.into()], preemptable }
+        Self {
+            reasons: vec![reason.into()],
+            preemptable,
+        }
     }
 }
 
@@ -79,14 +82,25 @@ fn refuse(pod: &PodInfo, node: &NodeInfo, rules: &Rules<'_>) -> Option<Refusal> 
     }
     if let Some(taint) = untolerated(&node.taints, &pod.tolerations, &[NO_SCHEDULE, NO_EXECUTE]) {
         let value = taint.value.as_deref().unwrap_or_default();
-        return Some(Refusal::new(format!("node(s) had untolerated taint {{{}: {value}}}", taint.key), false));
+        return Some(Refusal::new(
+            format!("node(s) had untolerated taint {{{}: {value}}}", taint.key),
+            false,
+        ));
     }
     if !affinity::allows(pod, node) {
         return Some(Refusal::new("node(s) didn't match Pod's node affinity/selector", false));
     }
-    let taken = |port| node.pods.values().flat_map(|p| &p.ports).any(|other| other.conflicts(port));
+    let taken = |port| {
+        node.pods
+            .values()
+            .flat_map(|p| &p.ports)
+            .any(|other| other.conflicts(port))
+    };
     if pod.ports.iter().any(taken) {
-        return Some(Refusal::new("node(s) didn't have free ports for the requested pod ports", true));
+        return Some(Refusal::new(
+            "node(s) didn't have free ports for the requested pod ports",
+            true,
+        ));
     }
     fit(pod, node).or_else(|| rules.refuse(node).map(|(reason, helps)| Refusal::new(reason, helps)))
 }
@@ -125,7 +139,9 @@ fn message(total: usize, refusals: &[Refusal]) -> String {
     ]);
     let list = |counts: &BTreeMap<&str, usize>| {
         let listed = counts.iter().filter(|(_, count)| **count > 0);
-        let mut listed = listed.map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>();
+        let mut listed = listed
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect::<Vec<_>>();
         listed.sort();
         format!("0/{total} nodes are available: {}.", listed.join(", "))
     };
@@ -147,20 +163,30 @@ fn best(pod: &PodInfo, nodes: &[&NodeInfo], rules: &Rules<'_>) -> Arc<str> {
     let scale = |of: fn(&Raw) -> i64| {
         let least = raw.iter().map(of).min().unwrap_or(0);
         let most = raw.iter().map(of).max().unwrap_or(0);
-        move |raw: &Raw| if most == least { 0 } else { 100 * (of(raw) - least) / (most - least) }
+        move |raw: &Raw| {
+            if most == least {
+                0
+            } else {
+                100 * (of(raw) - least) / (most - least)
+            }
+        }
     };
     let (taints, node_affinity) = (scale(|r| -r.prefers_not), scale(|r| r.node_affinity));
     let (pod_affinity, crowd, siblings) = (scale(|r| r.pod_affinity), scale(|r| -r.crowd), scale(|r| -r.siblings));
-    let score = |r: &Raw| {
-        3 * taints(r) + 2 * node_affinity(r) + 2 * pod_affinity(r) + 2 * crowd(r) + 2 * siblings(r) + r.fixed
-    };
-    let ranked = nodes.iter().zip(&raw).map(|(node, r)| (score(r), lot(pod, node), &node.name));
+    let score =
+        |r: &Raw| 3 * taints(r) + 2 * node_affinity(r) + 2 * pod_affinity(r) + 2 * crowd(r) + 2 * siblings(r) + r.fixed;
+    let ranked = nodes
+        .iter()
+        .zip(&raw)
+        .map(|(node, r)| (score(r), lot(pod, node), &node.name));
     ranked.max().map(|(_, _, name)| name.clone()).unwrap_or_default()
 }
 
 fn raw(pod: &PodInfo, node: &NodeInfo, rules: &Rules<'_>) -> Raw {
     let avoided = node.taints.iter().filter(|t| t.effect == PREFER_NO_SCHEDULE);
-    let avoided = avoided.filter(|taint| !pod.tolerations.iter().any(|t| tolerates(t, taint))).count();
+    let avoided = avoided
+        .filter(|taint| !pod.tolerations.iter().any(|t| tolerates(t, taint)))
+        .count();
     Raw {
         prefers_not: i64::try_from(avoided).unwrap_or(i64::MAX),
         node_affinity: affinity::preference(pod, node),
@@ -195,13 +221,23 @@ fn image_locality(pod: &PodInfo, node: &NodeInfo) -> i64 {
 
 fn size(node: &NodeInfo, image: &str) -> Option<i64> {
     let tagged = image.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
-    let name = if tagged { image.to_owned() } else { format!("{image}:latest") };
-    let docker = if name.contains('/') { format!("docker.io/{name}") } else { format!("docker.io/library/{name}") };
+    let name = if tagged {
+        image.to_owned()
+    } else {
+        format!("{image}:latest")
+    };
+    let docker = if name.contains('/') {
+        format!("docker.io/{name}")
+    } else {
+        format!("docker.io/library/{name}")
+    };
     node.images.get(&name).or_else(|| node.images.get(&docker)).copied()
 }
 
 /// A number that is different for each pod and node, and always the same (FNV-1a).
 fn lot(pod: &PodInfo, node: &NodeInfo) -> u64 {
     let bytes = pod.uid.bytes().chain([0]).chain(node.name.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
 }

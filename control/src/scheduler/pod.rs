@@ -88,12 +88,17 @@ impl PodInfo {
         let affinity = spec.affinity.unwrap_or_default();
         let attraction = affinity.pod_affinity.unwrap_or_default();
         let repulsion = affinity.pod_anti_affinity.unwrap_or_default();
-        let mut preferred = attraction.preferred_during_scheduling_ignored_during_execution.unwrap_or_default();
+        let mut preferred = attraction
+            .preferred_during_scheduling_ignored_during_execution
+            .unwrap_or_default();
         let negative = |mut term: WeightedPodAffinityTerm| {
             term.weight = -term.weight;
             term
         };
-        let avoided = repulsion.preferred_during_scheduling_ignored_during_execution.into_iter().flatten();
+        let avoided = repulsion
+            .preferred_during_scheduling_ignored_during_execution
+            .into_iter()
+            .flatten();
         preferred.extend(avoided.map(negative));
         let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
         let phase = pod.status.and_then(|s| s.phase).unwrap_or_default();
@@ -112,8 +117,12 @@ impl PodInfo {
             selector: spec.node_selector.unwrap_or_default(),
             node_affinity: affinity.node_affinity,
             tolerations: spec.tolerations.unwrap_or_default(),
-            attracted: attraction.required_during_scheduling_ignored_during_execution.unwrap_or_default(),
-            repelled: repulsion.required_during_scheduling_ignored_during_execution.unwrap_or_default(),
+            attracted: attraction
+                .required_during_scheduling_ignored_during_execution
+                .unwrap_or_default(),
+            repelled: repulsion
+                .required_during_scheduling_ignored_during_execution
+                .unwrap_or_default(),
             preferred,
             spread: spec.topology_spread_constraints.unwrap_or_default(),
             gated: spec.scheduling_gates.is_some_and(|g| !g.is_empty()),
@@ -134,7 +143,11 @@ fn host_ports(container: &k8s_openapi::api::core::v1::Container) -> Vec<HostPort
     let ports = container.ports.iter().flatten();
     let host_port = |port: &k8s_openapi::api::core::v1::ContainerPort| {
         Some(HostPort {
-            address: port.host_ip.clone().filter(|a| !a.is_empty()).unwrap_or_else(|| "0.0.0.0".to_owned()),
+            address: port
+                .host_ip
+                .clone()
+                .filter(|a| !a.is_empty())
+                .unwrap_or_else(|| "0.0.0.0".to_owned()),
             protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
             port: port.host_port.filter(|p| *p > 0)?,
         })

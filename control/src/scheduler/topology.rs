@@ -39,7 +39,10 @@ struct Spread<'a> {
 pub fn rules<'a>(cluster: &'a Cluster, pod: &'a PodInfo) -> Rules<'a> {
     let count = |term: &'a PodAffinityTerm| {
         let key = term.topology_key.as_str();
-        (key, count(cluster, key, |other| term_selects(cluster, term, pod, other)))
+        (
+            key,
+            count(cluster, key, |other| term_selects(cluster, term, pod, other)),
+        )
     };
     let attracted = pod.attracted.iter().map(count).collect::<Vec<_>>();
     let none_yet = attracted.iter().all(|(_, domains)| domains.is_empty());
@@ -48,7 +51,11 @@ pub fn rules<'a>(cluster: &'a Cluster, pod: &'a PodInfo) -> Rules<'a> {
         first: none_yet && own,
         repelled: pod.repelled.iter().map(count).collect(),
         forbidden: forbidden(cluster, pod),
-        spread: pod.spread.iter().map(|constraint| spread(cluster, pod, constraint)).collect(),
+        spread: pod
+            .spread
+            .iter()
+            .map(|constraint| spread(cluster, pod, constraint))
+            .collect(),
         preferred: pod
             .preferred
             .iter()
@@ -66,7 +73,10 @@ impl Rules<'_> {
     pub fn refuse(&self, node: &NodeInfo) -> Option<(&'static str, bool)> {
         for spread in self.spread.iter().filter(|s| s.hard) {
             let Some(domain) = node.labels.get(spread.key) else {
-                return Some(("node(s) didn't match pod topology spread constraints (missing required label)", false));
+                return Some((
+                    "node(s) didn't match pod topology spread constraints (missing required label)",
+                    false,
+                ));
             };
             let here = spread.counts.get(domain.as_str()).copied().unwrap_or(0);
             if here + spread.own - spread.least > spread.max_skew {
@@ -85,13 +95,21 @@ impl Rules<'_> {
         if !near {
             return Some(("node(s) didn't match pod affinity rules", false));
         }
-        self.repelled.iter().any(has).then_some(("node(s) didn't match pod anti-affinity rules", true))
+        self.repelled
+            .iter()
+            .any(has)
+            .then_some(("node(s) didn't match pod anti-affinity rules", true))
     }
 
     /// Preferred affinity: higher is better, may be negative.
     pub fn attraction(&self, node: &NodeInfo) -> i64 {
         let of = |(key, weight, domains): &(&str, i64, HashMap<&str, i64>)| {
-            let here = node.labels.get(*key).and_then(|d| domains.get(d.as_str())).copied().unwrap_or(0);
+            let here = node
+                .labels
+                .get(*key)
+                .and_then(|d| domains.get(d.as_str()))
+                .copied()
+                .unwrap_or(0);
             weight * here
         };
         self.preferred.iter().map(of).sum()
@@ -100,7 +118,14 @@ impl Rules<'_> {
     /// Soft spread constraints: matching pods in the node's domains; lower is better.
     pub fn crowd(&self, node: &NodeInfo) -> i64 {
         let soft = self.spread.iter().filter(|s| !s.hard);
-        soft.map(|s| node.labels.get(s.key).and_then(|d| s.counts.get(d.as_str())).copied().unwrap_or(0)).sum()
+        soft.map(|s| {
+            node.labels
+                .get(s.key)
+                .and_then(|d| s.counts.get(d.as_str()))
+                .copied()
+                .unwrap_or(0)
+        })
+        .sum()
     }
 }
 
@@ -163,7 +188,11 @@ fn with_keys(
 fn forbidden<'a>(cluster: &'a Cluster, pod: &PodInfo) -> Vec<(&'a str, &'a str)> {
     let mut forbidden = Vec::new();
     for (other, node) in cluster.repelling() {
-        for term in other.repelled.iter().filter(|term| term_selects(cluster, term, other, pod)) {
+        for term in other
+            .repelled
+            .iter()
+            .filter(|term| term_selects(cluster, term, other, pod))
+        {
             if let Some((key, domain)) = node.labels.get_key_value(&term.topology_key) {
                 forbidden.push((key.as_str(), domain.as_str()));
             }
@@ -201,7 +230,11 @@ fn spread<'a>(cluster: &'a Cluster, pod: &'a PodInfo, constraint: &'a TopologySp
         key,
         hard: constraint.when_unsatisfiable != "ScheduleAnyway",
         max_skew: constraint.max_skew.into(),
-        least: if enough { counts.values().copied().min().unwrap_or(0) } else { 0 },
+        least: if enough {
+            counts.values().copied().min().unwrap_or(0)
+        } else {
+            0
+        },
         own: i64::from(labels::matches(selector.as_ref(), &pod.labels)),
         counts,
     }
@@ -210,6 +243,10 @@ fn spread<'a>(cluster: &'a Cluster, pod: &'a PodInfo, constraint: &'a TopologySp
 /// Pods with the same managing owner on the node: spread by default, without any constraint.
 pub fn siblings(pod: &PodInfo, node: &NodeInfo) -> i64 {
     let Some(owner) = &pod.owner else { return 0 };
-    let here = node.pods.values().filter(|other| other.owner.as_ref() == Some(owner)).count();
+    let here = node
+        .pods
+        .values()
+        .filter(|other| other.owner.as_ref() == Some(owner))
+        .count();
     i64::try_from(here).unwrap_or(i64::MAX)
 }

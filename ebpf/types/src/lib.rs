@@ -111,7 +111,8 @@ pub struct Affinity {
     pub zero: u32,
 }
 
-/// Value of `origins`, in socket storage: what a connected socket asked for, and where it was sent.
+/// Value of `origins`, in socket storage: what a connected socket asked for, and where it was sent. Also the value of
+/// `flows`, which keeps it for connected UDP sockets by socket cookie, where the agent can read it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Origin {

@@ -2,6 +2,12 @@
 //! State lives in `<root>/<id>/`; the container's init is a child of the calling process.
 //! Invariant: the caller is single-threaded; between clone3 and execve the child only makes system calls.
 
+mod create;
+mod exec;
+mod lifecycle;
+mod prepare;
+mod record;
+
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -11,6 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::spec;
 
 pub use crate::error::{Error, Kind, Result};
+pub use create::create;
+pub(crate) use exec::Entry;
+pub use exec::{base_process, exec};
+pub use record::now as timestamp;
+pub use lifecycle::{cgroup, delete, kill, list, pause, processes, resume, start, state, update};
 
 /// The three standard streams of a container's process.
 #[derive(Debug)]
@@ -83,8 +94,8 @@ pub struct Created {
 /// What `exec` needs; start from [`ExecOptions::new`].
 #[derive(Debug)]
 pub struct ExecOptions<'a> {
-    /// The process to run. Fields left out (capabilities, env) are *not* filled from the container's own process:
-    /// use [`base_process`] for that.
+    /// The process to run. Without capabilities it gets those of the container's own process; everything else left
+    /// out is left out: [`base_process`] is a template with all of it.
     pub process: spec::Process,
     /// As in [`CreateOptions`].
     pub console_socket: Option<&'a Path>,
@@ -157,49 +168,4 @@ pub struct State {
     /// The configuration's annotations.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-}
-
-/// Create the container: afterwards its init waits in `created` for [`start`].
-pub fn create(_options: CreateOptions) -> Result<Created> {
-    Err(Error::system("not written yet"))
-}
-
-/// Let the container's init execute the user's program; returns when it does, or with the reason why not.
-pub fn start(_root: &Path, _id: &str) -> Result<()> {
-    Err(Error::system("not written yet"))
-}
-
-/// The state, recomputed from the kernel.
-pub fn state(_root: &Path, _id: &str) -> Result<State> {
-    Err(Error::system("not written yet"))
-}
-
-/// All containers below `root`.
-pub fn list(_root: &Path) -> Result<Vec<State>> {
-    Err(Error::system("not written yet"))
-}
-
-/// Send a signal to the init, or with `all` to every process of the container.
-pub fn kill(_root: &Path, _id: &str, _signal: i32, _all: bool) -> Result<()> {
-    Err(Error::system("not written yet"))
-}
-
-/// Remove a stopped container: cgroup, state, poststop hooks. With `force` kill it first; then a missing container is no error.
-pub fn delete(_root: &Path, _id: &str, _force: bool) -> Result<()> {
-    Err(Error::system("not written yet"))
-}
-
-/// Run another process in the container. It is a child of the caller, already running its program.
-pub fn exec(_root: &Path, _id: &str, _options: ExecOptions) -> Result<Created> {
-    Err(Error::system("not written yet"))
-}
-
-/// The container's own process (environment, user, capabilities, working directory): the base of an `exec`.
-pub fn base_process(_root: &Path, _id: &str) -> Result<spec::Process> {
-    Err(Error::system("not written yet"))
-}
-
-/// Processes in the container's cgroup, as host pids.
-pub fn processes(_root: &Path, _id: &str) -> Result<Vec<i32>> {
-    Err(Error::system("not written yet"))
 }

@@ -20,7 +20,7 @@ pub(super) fn make(init: &Init) -> Step {
         Console::None => Ok(()),
         Console::Slave(slave) => take(init, slave),
         Console::New { socket } => {
-            let (master, slave) = open_pty(init)?;
+            let (master, slave) = open_pty(init.rootfs.as_fd())?;
             if init.plan.namespaces.has(libc::CLONE_NEWNS) {
                 bind_console(init.rootfs.as_fd(), &slave)?;
             }
@@ -30,8 +30,9 @@ pub(super) fn make(init: &Init) -> Step {
     }
 }
 
-fn open_pty(init: &Init) -> Step<(OwnedFd, OwnedFd)> {
-    let master = open(init.rootfs.as_fd(), c"dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW)
+/// A new pty of the devpts below `root`: master and slave.
+pub(super) fn open_pty(root: BorrowedFd) -> Step<(OwnedFd, OwnedFd)> {
+    let master = open(root, c"dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW)
         .explain(format_args!("open /dev/pts/ptmx: process.terminal needs a devpts mounted on /dev/pts"))?;
     let devpts = rustix::fs::fstatfs(&master).is_ok_and(|stat| stat.f_type as u64 == DEVPTS_SUPER_MAGIC);
     let ptmx = rustix::fs::fstat(&master).is_ok_and(|stat| {

@@ -112,11 +112,11 @@ fn set_sysctls(init: &Init) -> Step {
 /// One entry of `mounts`.
 fn one(root: BorrowedFd, mount: &MountPlan, bind: Option<&(OwnedFd, bool)>) -> Step {
     match (&mount.source, bind) {
-        (Source::FileSystem { kind, source, parameters }, _) => {
+        (_, Some((tree, is_directory))) => attach_checked(root, mount, tree.as_fd(), *is_directory),
+        (Source::FileSystem { kind, source, parameters }, None) => {
             let tree = file_system(mount, kind, source, parameters)?;
             attach_checked(root, mount, tree.as_fd(), true)
         }
-        (Source::Bind { .. }, Some((tree, is_directory))) => attach_checked(root, mount, tree.as_fd(), *is_directory),
         (Source::Bind { .. }, None) => Err(Fault::plain(format_args!("bind source of {} is missing", InRoot(&mount.target)))),
     }
 }

@@ -97,9 +97,10 @@ fn personality(personality: &spec::LinuxPersonality) -> Result<u64> {
     if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
         return Err(Error::invalid("linux.personality.flags is not empty; no flag is defined"));
     }
+    // linux/personality.h
     Ok(match personality.domain() {
-        spec::LinuxPersonalityDomain::PerLinux => libc::PER_LINUX as u64,
-        spec::LinuxPersonalityDomain::PerLinux32 => libc::PER_LINUX32 as u64,
+        spec::LinuxPersonalityDomain::PerLinux => 0x0000,
+        spec::LinuxPersonalityDomain::PerLinux32 => 0x0008,
     })
 }
 

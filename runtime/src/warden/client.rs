@@ -197,9 +197,16 @@ impl Client {
         Ok(EventStream { stream, decoder, ended: false })
     }
 
-    /// Ends the warden; with `kill` it kills and deletes every container first, without they run on and await the next warden.
+    /// Ends the warden and returns when it is gone; with `kill` it kills and deletes every container first, without they run
+    /// on and await the next warden.
     pub fn shutdown(&self, kill: bool) -> Result<(), Error> {
-        self.done(Request::Shutdown { kill }, &[])
+        self.done(Request::Shutdown { kill }, &[])?;
+        let ended = self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Its end of the connection closes with the process.
+        match ended.map(|stream| wire::receive::<Reply>(&stream)) {
+            Some(Ok((reply, _))) => Err(unexpected(&reply)),
+            _ => Ok(()),
+        }
     }
 
     fn done(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {

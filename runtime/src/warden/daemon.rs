@@ -26,8 +26,15 @@ pub fn main(dir: &Path) -> Result<(), Error> {
     // Starters queue here, so that the second finds the first one's warden answering.
     let starting = open_lock(dir, "starting")?;
     starting.lock().context(|| format!("locking {}/starting", dir.display()))?;
-    let Some(lock) = lock(dir)? else {
-        return Client::connect(dir).map(drop);
+    let lock = match lock(dir)? {
+        Some(lock) => lock,
+        None if Client::connect(dir).is_ok() => return Ok(()),
+        // Held by one that is ending.
+        None => {
+            let lock = open_lock(dir, "lock")?;
+            lock.lock().context(|| format!("waiting for the former warden of {}", dir.display()))?;
+            lock
+        }
     };
     let (ready, report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .context(|| "making the pipe to report readiness".into())?;

@@ -225,7 +225,7 @@ impl Warden {
         for id in ids {
             self.delete(&id, true)?;
         }
-        self.ending = true;
+        self.end();
         Ok(())
     }
 }

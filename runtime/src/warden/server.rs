@@ -46,7 +46,7 @@ pub(crate) struct Warden {
     /// Our children, and no others: pids of strangers are never looked up.
     pub(super) children: BTreeMap<i32, Owner>,
     pub(super) scratch: Scratch,
-    pub(super) ending: bool,
+    ending: bool,
     pub(super) poller: Poller,
     listener: UnixListener,
     signals: SignalFd,
@@ -136,10 +136,16 @@ impl Warden {
     fn take_signals(&mut self) {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             if signal.ssi_signo != Signal::SIGCHLD as u32 {
-                self.ending = true;
+                self.end();
             }
         }
         self.reap();
+    }
+
+    /// Ends the loop after what is being done. The socket goes first, so that a starter does not take us for alive.
+    pub(super) fn end(&mut self) {
+        let _ = fs::remove_file(socket_path(&self.dir));
+        self.ending = true;
     }
 
     fn serve(&mut self, token: u64, flags: Flags) {

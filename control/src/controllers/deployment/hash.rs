@@ -15,7 +15,10 @@ pub fn template_hash(template: &Value, collisions: i32) -> String {
         hash.bytes(&collisions.to_le_bytes());
     }
     let digits = hash.0.to_string();
-    digits.bytes().map(|digit| char::from(ALPHABET[usize::from(digit) % ALPHABET.len()])).collect()
+    digits
+        .bytes()
+        .map(|digit| char::from(ALPHABET[usize::from(digit) % ALPHABET.len()]))
+        .collect()
 }
 
 struct Fnv(u32);
@@ -64,7 +67,10 @@ mod tests {
         let b: Value = serde_json::from_str(r#"{"spec": {"y": [1, 2], "x": 1}}"#).unwrap();
         assert_eq!(template_hash(&a, 0), template_hash(&b, 0));
         assert_ne!(template_hash(&a, 0), template_hash(&a, 1));
-        assert_ne!(template_hash(&a, 0), template_hash(&json!({"spec": {"x": 1, "y": [12]}}), 0));
+        assert_ne!(
+            template_hash(&a, 0),
+            template_hash(&json!({"spec": {"x": 1, "y": [12]}}), 0)
+        );
         assert!(template_hash(&a, 0).bytes().all(|c| ALPHABET.contains(&c)));
     }
 }

@@ -46,7 +46,9 @@ impl Controller for Deployments {
                 }
             }
             "pods" if event.kind == EventKind::Deleted => {
-                let Some(owner) = metadata(&event.object).controller().cloned() else { return };
+                let Some(owner) = metadata(&event.object).controller().cloned() else {
+                    return;
+                };
                 if let Some(set) = view.get(REPLICA_SETS, &event.object.namespace, &owner.name) {
                     owner_key(&metadata(&set), &set.namespace, add);
                 }
@@ -58,10 +60,14 @@ impl Controller for Deployments {
     fn reconcile(&mut self, context: &Context<'_>, key: &Key) -> Outcome {
         let mut outcome = Outcome::default();
         let object = context.view.get(DEPLOYMENTS, &key.namespace, &key.name);
-        let Some(deployment) = object.and_then(Deployment::new) else { return outcome };
+        let Some(deployment) = object.and_then(Deployment::new) else {
+            return outcome;
+        };
         if labels::is_empty(&deployment.label_selector) {
             let message = "This deployment is selecting all pods. A non-empty selector is required.";
-            outcome.notices.push(Notice::warning(&deployment.object, "SelectingAll", message));
+            outcome
+                .notices
+                .push(Notice::warning(&deployment.object, "SelectingAll", message));
             return outcome;
         }
         let sets = claim(context.view, &deployment, &mut outcome);
@@ -73,7 +79,10 @@ impl Controller for Deployments {
 }
 
 fn owner_key(meta: &Metadata, namespace: &str, add: &mut dyn FnMut(Key)) {
-    if let Some(owner) = meta.controller().filter(|o| o.kind == "Deployment" && o.api_version.starts_with("apps/")) {
+    if let Some(owner) = meta
+        .controller()
+        .filter(|o| o.kind == "Deployment" && o.api_version.starts_with("apps/"))
+    {
         add(Key::new(DEPLOYMENTS, namespace, owner.name.as_str()));
     }
 }
@@ -153,7 +162,10 @@ fn step(context: &Context<'_>, deployment: Deployment, sets: Vec<ReplicaSet>, ou
 fn create(view: &dyn View, rollout: &mut Rollout, collisions: i32, revision: i64) -> i32 {
     let hash = hash::template_hash(&rollout.deployment.template, collisions);
     let mut new = build(&rollout.deployment, &hash, revision);
-    if view.get(REPLICA_SETS, &rollout.deployment.namespace, new.name()).is_some() {
+    if view
+        .get(REPLICA_SETS, &rollout.deployment.namespace, new.name())
+        .is_some()
+    {
         return 1;
     }
     new.scale(rollout.new_size(), &rollout.deployment);
@@ -164,7 +176,10 @@ fn create(view: &dyn View, rollout: &mut Rollout, collisions: i32, revision: i64
 fn old_pods_running(view: &dyn View, old: &[ReplicaSet]) -> bool {
     old.iter().any(|set| {
         let dependents = view.dependents(&set.meta.uid);
-        let mut pods = dependents.iter().filter(|o| &*o.resource == "pods").filter_map(|o| pods::pod(o));
+        let mut pods = dependents
+            .iter()
+            .filter(|o| &*o.resource == "pods")
+            .filter_map(|o| pods::pod(o));
         pods.any(|pod| !pod.is_terminal())
     })
 }
@@ -174,7 +189,11 @@ fn clean_up(rollout: &Rollout, complete: bool, outcome: &mut Outcome) {
     if !(complete || rollout.deployment.paused) {
         return;
     }
-    let mut alive = rollout.old.iter().filter(|r| r.meta.deletion_timestamp.is_none()).collect::<Vec<_>>();
+    let mut alive = rollout
+        .old
+        .iter()
+        .filter(|r| r.meta.deletion_timestamp.is_none())
+        .collect::<Vec<_>>();
     let surplus = alive.len().saturating_sub(rollout.deployment.history_limit);
     alive.sort_by_key(|r| r.revision());
     for set in alive.into_iter().take(surplus) {
@@ -196,12 +215,18 @@ fn write_sets(rollout: &Rollout, outcome: &mut Outcome) -> bool {
                 namespace: deployment.object.namespace.clone(),
                 object: set.value.clone(),
             },
-            Some(object) => Write::Update { key: Key::of(object), subresource: None, object: set.value.clone() },
+            Some(object) => Write::Update {
+                key: Key::of(object),
+                subresource: None,
+                object: set.value.clone(),
+            },
         };
         let announce = announce(deployment, set).map(Box::new);
         outcome.operations.push(Operation { write, announce });
     }
-    let Some(new) = rollout.new.as_ref().filter(|r| r.object.is_some()) else { return false };
+    let Some(new) = rollout.new.as_ref().filter(|r| r.object.is_some()) else {
+        return false;
+    };
     let revision = new.revision().to_string();
     let deleted = deployment.meta.deletion_timestamp.is_some();
     if deleted || deployment.meta.annotations.get(REVISION) == Some(&revision) {
@@ -222,8 +247,14 @@ fn announce(deployment: &Deployment, set: &ReplicaSet) -> Option<Announce> {
     let direction = if from < to { "up" } else { "down" };
     let message = format!("Scaled {direction} replica set {name} from {from} to {to}");
     let failure = match set.object {
-        None => ("ReplicaSetCreateError", format!("Failed to create new replica set \"{name}\": {{}}")),
-        Some(_) => ("ReplicaSetUpdateError", format!("Failed to scale replica set \"{name}\": {{}}")),
+        None => (
+            "ReplicaSetCreateError",
+            format!("Failed to create new replica set \"{name}\": {{}}"),
+        ),
+        Some(_) => (
+            "ReplicaSetUpdateError",
+            format!("Failed to scale replica set \"{name}\": {{}}"),
+        ),
     };
     Some(Announce {
         success: Notice::normal(object, "ScalingReplicaSet", message),

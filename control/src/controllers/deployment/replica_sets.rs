@@ -47,7 +47,13 @@ impl ReplicaSet {
     /// Decode one.
     pub fn new(object: std::sync::Arc<Object>) -> Self {
         let (meta, value) = (metadata(&object), object.value());
-        Self { object: Some(object), meta, value, changed: false, scaled: None }
+        Self {
+            object: Some(object),
+            meta,
+            value,
+            changed: false,
+            scaled: None,
+        }
     }
 
     /// `spec.replicas`, with the changes.
@@ -101,7 +107,10 @@ impl ReplicaSet {
     /// Record the deployment's size.
     pub fn annotate_sizes(&mut self, deployment: &Deployment) {
         self.annotate(DESIRED_REPLICAS, &deployment.replicas.to_string());
-        self.annotate(MAX_REPLICAS, &(deployment.replicas + deployment.max_surge()).to_string());
+        self.annotate(
+            MAX_REPLICAS,
+            &(deployment.replicas + deployment.max_surge()).to_string(),
+        );
     }
 
     /// Give it the deployment's annotations and a revision.
@@ -182,8 +191,17 @@ pub fn build(deployment: &Deployment, hash: &str, revision: i64) -> ReplicaSet {
         },
         "spec": spec,
     });
-    let meta = Metadata { name, ..Metadata::default() };
-    let mut set = ReplicaSet { object: None, meta, value, changed: true, scaled: None };
+    let meta = Metadata {
+        name,
+        ..Metadata::default()
+    };
+    let mut set = ReplicaSet {
+        object: None,
+        meta,
+        value,
+        changed: true,
+        scaled: None,
+    };
     set.synchronise(deployment, revision);
     set.annotate_sizes(deployment);
     set

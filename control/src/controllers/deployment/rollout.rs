@@ -59,7 +59,9 @@ impl Rollout {
     /// Take replicas from the old sets: first those that are not available anyway, then as many as may be missing.
     fn shrink_old(&mut self) {
         let old: i32 = self.old.iter().map(ReplicaSet::replicas).sum();
-        let Some(new) = self.new.as_ref().filter(|n| old > 0 && n.object.is_some()) else { return };
+        let Some(new) = self.new.as_ref().filter(|n| old > 0 && n.object.is_some()) else {
+            return;
+        };
         let min_available = self.deployment.min_available();
         let new_unavailable = new.replicas() - new.status("availableReplicas");
         let mut budget = self.total() - min_available - new_unavailable;
@@ -74,7 +76,10 @@ impl Rollout {
             }
         }
         // A status may still count pods that a smaller size has already given up.
-        let available: i32 = self.all().map(|r| r.status("availableReplicas").min(r.replicas())).sum();
+        let available: i32 = self
+            .all()
+            .map(|r| r.status("availableReplicas").min(r.replicas()))
+            .sum();
         let mut spare = (available - min_available).max(0);
         for set in &mut self.old {
             let take = set.replicas().min(spare);
@@ -110,7 +115,10 @@ impl Rollout {
         if let Some(only) = active_or_latest(&mut self.new, &mut self.old) {
             only.scale(deployment.replicas, deployment);
         } else if self.new.as_ref().is_some_and(|new| is_saturated(new, deployment)) {
-            self.old.iter_mut().filter(|r| r.replicas() > 0).for_each(|r| r.scale(0, deployment));
+            self.old
+                .iter_mut()
+                .filter(|r| r.replicas() > 0)
+                .for_each(|r| r.scale(0, deployment));
         } else if !deployment.recreate {
             self.resize_proportionally();
         }
@@ -118,13 +126,25 @@ impl Rollout {
 
     fn resize_proportionally(&mut self) {
         let deployment = &self.deployment;
-        let allowed = if deployment.replicas > 0 { deployment.replicas + deployment.max_surge() } else { 0 };
-        let mut active = self.old.iter_mut().chain(&mut self.new).filter(|r| r.replicas() > 0).collect::<Vec<_>>();
+        let allowed = if deployment.replicas > 0 {
+            deployment.replicas + deployment.max_surge()
+        } else {
+            0
+        };
+        let mut active = self
+            .old
+            .iter_mut()
+            .chain(&mut self.new)
+            .filter(|r| r.replicas() > 0)
+            .collect::<Vec<_>>();
         let to_add = allowed - active.iter().map(|r| r.replicas()).sum::<i32>();
         active.sort_by(|a, b| {
             let newer_first = b.meta.creation_timestamp.cmp(&a.meta.creation_timestamp);
             let age = if to_add > 0 { newer_first } else { newer_first.reverse() };
-            b.replicas().cmp(&a.replicas()).then(age).then_with(|| a.name().cmp(b.name()))
+            b.replicas()
+                .cmp(&a.replicas())
+                .then(age)
+                .then_with(|| a.name().cmp(b.name()))
         });
         let mut added = 0;
         let mut sizes = Vec::with_capacity(active.len());
@@ -165,17 +185,27 @@ fn proportion(set: &ReplicaSet, deployment: &Deployment, to_add: i32, added: i32
         return 0;
     }
     let fraction = fraction(set, deployment);
-    if to_add > 0 { fraction.min(left) } else { fraction.max(left) }
+    if to_add > 0 {
+        fraction.min(left)
+    } else {
+        fraction.max(left)
+    }
 }
 
 fn fraction(set: &ReplicaSet, deployment: &Deployment) -> i32 {
     if deployment.replicas == 0 {
         return -set.replicas();
     }
-    let annotated = set.annotation(MAX_REPLICAS).and_then(|m| m.parse::<i32>().ok()).filter(|m| *m > 0);
+    let annotated = set
+        .annotation(MAX_REPLICAS)
+        .and_then(|m| m.parse::<i32>().ok())
+        .filter(|m| *m > 0);
     let before = annotated.or(deployment.status.replicas).filter(|m| *m > 0).unwrap_or(1);
     let size = f64::from(set.replicas()) * f64::from(deployment.replicas + deployment.max_surge()) / f64::from(before);
-    #[expect(clippy::cast_possible_truncation, reason = "bounded by the product of two i32 ratios, saturating")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "bounded by the product of two i32 ratios, saturating"
+    )]
     let size = size.round() as i32;
     size - set.replicas()
 }

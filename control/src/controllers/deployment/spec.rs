@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{DeploymentCondition, DeploymentSpec, DeploymentStatus};
+use k8s_openapi::api::apps::v1::{DeploymentSpec, DeploymentStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Deserialize;
@@ -81,7 +81,11 @@ impl Deployment {
 
     /// How many pods there may be above `replicas`.
     pub fn max_surge(&self) -> i32 {
-        if self.recreate { 0 } else { scaled(&self.surge, self.replicas, Round::Up).max(0) }
+        if self.recreate {
+            0
+        } else {
+            scaled(&self.surge, self.replicas, Round::Up).max(0)
+        }
     }
 
     /// How many pods may be missing. If both bounds come out as zero nothing could ever move: then it is one.
@@ -90,17 +94,16 @@ impl Deployment {
             return 0;
         }
         let unavailable = scaled(&self.unavailable, self.replicas, Round::Down).max(0);
-        let unavailable = if unavailable == 0 && self.max_surge() == 0 { 1 } else { unavailable };
+        let unavailable = if unavailable == 0 && self.max_surge() == 0 {
+            1
+        } else {
+            unavailable
+        };
         unavailable.min(self.replicas)
     }
 
     /// How many pods must be available during a rollout.
     pub fn min_available(&self) -> i32 {
         self.replicas - self.max_unavailable()
-    }
-
-    /// A condition of the stored status.
-    pub fn condition(&self, kind: &str) -> Option<&DeploymentCondition> {
-        self.status.conditions.iter().flatten().find(|c| c.type_.as_deref() == Some(kind))
     }
 }

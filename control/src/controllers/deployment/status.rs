@@ -65,7 +65,10 @@ impl Counts {
 /// The new status and when to look again because of the progress deadline.
 pub fn status(rollout: &Rollout, counts: Counts, collisions: i32, now: Timestamp) -> (Value, Option<Duration>) {
     let deployment = &rollout.deployment;
-    let mut conditions = Conditions { list: deployment.status.conditions.clone().unwrap_or_default(), now };
+    let mut conditions = Conditions {
+        list: deployment.status.conditions.clone().unwrap_or_default(),
+        now,
+    };
     available(&mut conditions, counts, deployment);
     progressing(&mut conditions, rollout, counts);
     replica_failure(&mut conditions, rollout);
@@ -117,7 +120,9 @@ impl Conditions {
     fn replace(&mut self, kind: &str, status: &str, reason: &str, message: String) {
         let now = Time(Timestamp::from_second(self.now.as_second()).unwrap_or(self.now));
         let since = self.get(kind).filter(|c| c.status.as_deref() == Some(status));
-        let since = since.and_then(|c| c.last_transition_time.clone()).unwrap_or_else(|| now.clone());
+        let since = since
+            .and_then(|c| c.last_transition_time.clone())
+            .unwrap_or_else(|| now.clone());
         self.remove(kind);
         self.list.push(DeploymentCondition {
             type_: Some(kind.to_owned()),
@@ -132,9 +137,17 @@ impl Conditions {
 
 fn available(conditions: &mut Conditions, counts: Counts, deployment: &Deployment) {
     let (status, reason, message) = if counts.available >= deployment.min_available() {
-        ("True", "MinimumReplicasAvailable", "Deployment has minimum availability.")
+        (
+            "True",
+            "MinimumReplicasAvailable",
+            "Deployment has minimum availability.",
+        )
     } else {
-        ("False", "MinimumReplicasUnavailable", "Deployment does not have minimum availability.")
+        (
+            "False",
+            "MinimumReplicasUnavailable",
+            "Deployment does not have minimum availability.",
+        )
     };
     conditions.set("Available", status, reason, message.to_owned());
 }
@@ -162,11 +175,21 @@ fn progressing(conditions: &mut Conditions, rollout: &Rollout, counts: Counts) {
         None => format!("Deployment \"{}\"", deployment.meta.name),
     };
     if counts.is_complete(deployment) {
-        conditions.set(KIND, "True", COMPLETE, format!("{subject} has successfully progressed."));
+        conditions.set(
+            KIND,
+            "True",
+            COMPLETE,
+            format!("{subject} has successfully progressed."),
+        );
     } else if counts.progressed_from(&stored(deployment)) {
         conditions.replace(KIND, "True", "ReplicaSetUpdated", format!("{subject} is progressing."));
     } else if timed_out(conditions, deployment) {
-        conditions.set(KIND, "False", TIMED_OUT, format!("{subject} has timed out progressing."));
+        conditions.set(
+            KIND,
+            "False",
+            TIMED_OUT,
+            format!("{subject} has timed out progressing."),
+        );
     }
 }
 
@@ -175,13 +198,25 @@ fn start_of_rollout(conditions: &mut Conditions, rollout: &Rollout, counts: Coun
     let Some(new) = &rollout.new else { return };
     let quoted = format!("\"{}\"", new.name());
     let current = conditions.get("Progressing");
-    let about_it = current.and_then(|c| c.message.as_deref()).is_some_and(|m| m.contains(&quoted));
+    let about_it = current
+        .and_then(|c| c.message.as_deref())
+        .is_some_and(|m| m.contains(&quoted));
     if new.object.is_none() {
-        conditions.set("Progressing", "True", "NewReplicaSetCreated", format!("Created new replica set {quoted}"));
+        conditions.set(
+            "Progressing",
+            "True",
+            "NewReplicaSetCreated",
+            format!("Created new replica set {quoted}"),
+        );
     } else if current.is_none() || (!about_it && !counts.is_complete(&rollout.deployment)) {
         let kept = matches!(conditions.reason("Progressing"), Some("DeploymentResumed" | TIMED_OUT));
         if !kept {
-            conditions.set("Progressing", "True", "FoundNewReplicaSet", format!("Found new replica set {quoted}"));
+            conditions.set(
+                "Progressing",
+                "True",
+                "FoundNewReplicaSet",
+                format!("Found new replica set {quoted}"),
+            );
         }
     }
 }
@@ -224,7 +259,9 @@ fn deadline(conditions: &Conditions, deployment: &Deployment, counts: Counts) ->
 fn replica_failure(conditions: &mut Conditions, rollout: &Rollout) {
     let failure = rollout.new.iter().chain(&rollout.old).find_map(|r| {
         let list = r.value["status"]["conditions"].as_array()?;
-        list.iter().find(|c| c["type"] == "ReplicaFailure" && c["status"] == "True").cloned()
+        list.iter()
+            .find(|c| c["type"] == "ReplicaFailure" && c["status"] == "True")
+            .cloned()
     });
     match failure {
         Some(failure) => {

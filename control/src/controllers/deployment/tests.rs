@@ -41,9 +41,22 @@ fn set_image(world: &mut World, image: &str) {
 
 fn sizes(world: &World) -> Vec<(String, i64)> {
     let mut all = world.memory.values(REPLICA_SETS);
-    all.sort_by_key(|s| s["metadata"]["annotations"][REVISION].as_str().unwrap().parse::<i32>().unwrap());
-    let image = |s: &Value| s["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap().to_owned();
-    all.iter().map(|s| (image(s), s["spec"]["replicas"].as_i64().unwrap())).collect()
+    all.sort_by_key(|s| {
+        s["metadata"]["annotations"][REVISION]
+            .as_str()
+            .unwrap()
+            .parse::<i32>()
+            .unwrap()
+    });
+    let image = |s: &Value| {
+        s["spec"]["template"]["spec"]["containers"][0]["image"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    all.iter()
+        .map(|s| (image(s), s["spec"]["replicas"].as_i64().unwrap()))
+        .collect()
 }
 
 #[test]
@@ -68,8 +81,14 @@ fn comes_up_and_reports_it() {
     assert_eq!(set["metadata"]["name"], format!("web-{hash}"));
     assert_eq!(set["spec"]["selector"]["matchLabels"]["pod-template-hash"], hash);
     assert_eq!(set["metadata"]["annotations"]["team"], "x");
-    assert_eq!(set["metadata"]["annotations"]["deployment.kubernetes.io/max-replicas"], "4");
-    let scaled = ("ScalingReplicaSet".to_owned(), format!("Scaled up replica set web-{hash} from 0 to 3"));
+    assert_eq!(
+        set["metadata"]["annotations"]["deployment.kubernetes.io/max-replicas"],
+        "4"
+    );
+    let scaled = (
+        "ScalingReplicaSet".to_owned(),
+        format!("Scaled up replica set web-{hash} from 0 to 3"),
+    );
     assert!(world.notices.contains(&scaled), "{:?}", world.notices);
 }
 
@@ -81,13 +100,21 @@ fn rolls_to_a_new_template_and_back() {
     set_image(&mut world, "v2");
     world.settle();
     assert_eq!(get(&world)["status"]["observedGeneration"], 2);
-    assert_eq!(get(&world)["status"]["updatedReplicas"], 1, "one above replicas, none may be missing");
+    assert_eq!(
+        get(&world)["status"]["updatedReplicas"],
+        1,
+        "one above replicas, none may be missing"
+    );
     world.converge();
     assert_eq!(sizes(&world), [("v1".to_owned(), 0), ("v2".to_owned(), 3)]);
     assert_eq!(get(&world)["metadata"]["annotations"][REVISION], "2");
     set_image(&mut world, "v1");
     world.converge();
-    assert_eq!(sizes(&world), [("v2".to_owned(), 0), ("v1".to_owned(), 3)], "the old replica set is used again");
+    assert_eq!(
+        sizes(&world),
+        [("v2".to_owned(), 0), ("v1".to_owned(), 3)],
+        "the old replica set is used again"
+    );
     assert_eq!(get(&world)["metadata"]["annotations"][REVISION], "3");
     let history = world.memory.values(REPLICA_SETS);
     let back = history.iter().find(|s| s["spec"]["replicas"] == 3).unwrap();
@@ -125,14 +152,24 @@ fn a_paused_rollout_stands_still_but_scales_proportionally() {
     set_image(&mut world, "v2");
     world.settle();
     assert_eq!(sizes(&world), [("v1".to_owned(), 8), ("v2".to_owned(), 5)]);
-    world.memory.patch(DEPLOYMENTS, "d", "web", &json!({"spec": {"paused": true}}));
+    world
+        .memory
+        .patch(DEPLOYMENTS, "d", "web", &json!({"spec": {"paused": true}}));
     world.converge();
     assert_eq!(sizes(&world), [("v1".to_owned(), 8), ("v2".to_owned(), 5)]);
     assert_eq!(condition(&world, "Progressing")["reason"], "DeploymentPaused");
-    world.memory.patch(DEPLOYMENTS, "d", "web", &json!({"spec": {"replicas": 15}}));
+    world
+        .memory
+        .patch(DEPLOYMENTS, "d", "web", &json!({"spec": {"replicas": 15}}));
     world.converge();
-    assert_eq!(sizes(&world), [("v1".to_owned(), 11), ("v2".to_owned(), 7)], "the documentation's example");
-    world.memory.patch(DEPLOYMENTS, "d", "web", &json!({"spec": {"paused": false}}));
+    assert_eq!(
+        sizes(&world),
+        [("v1".to_owned(), 11), ("v2".to_owned(), 7)],
+        "the documentation's example"
+    );
+    world
+        .memory
+        .patch(DEPLOYMENTS, "d", "web", &json!({"spec": {"paused": false}}));
     world.converge();
     assert_eq!(sizes(&world), [("v1".to_owned(), 0), ("v2".to_owned(), 15)]);
 }
@@ -142,14 +179,26 @@ fn a_stuck_rollout_misses_its_deadline() {
     let mut world = world();
     world.memory.put(DEPLOYMENTS, "d", deployment(1, "v1"));
     world.converge();
-    world.memory.patch(DEPLOYMENTS, "d", "web", &json!({"spec": {"progressDeadlineSeconds": 60}}));
+    world.memory.patch(
+        DEPLOYMENTS,
+        "d",
+        "web",
+        &json!({"spec": {"progressDeadlineSeconds": 60}}),
+    );
     set_image(&mut world, "missing");
     world.advance(Duration::from_secs(58));
     assert_eq!(condition(&world, "Progressing")["status"], "True");
     world.advance(Duration::from_secs(5));
     let progressing = condition(&world, "Progressing");
-    assert_eq!((&progressing["status"], &progressing["reason"]), (&json!("False"), &json!("ProgressDeadlineExceeded")));
-    assert_eq!(get(&world)["status"]["availableReplicas"], 1, "the old pod still serves");
+    assert_eq!(
+        (&progressing["status"], &progressing["reason"]),
+        (&json!("False"), &json!("ProgressDeadlineExceeded"))
+    );
+    assert_eq!(
+        get(&world)["status"]["availableReplicas"],
+        1,
+        "the old pod still serves"
+    );
     set_image(&mut world, "v3");
     world.converge();
     assert_eq!(condition(&world, "Progressing")["reason"], "NewReplicaSetAvailable");
@@ -166,7 +215,10 @@ fn history_is_limited() {
         set_image(&mut world, &format!("v{version}"));
     }
     world.converge();
-    assert_eq!(sizes(&world).iter().map(|s| s.0.as_str()).collect::<Vec<_>>(), ["v3", "v4", "v5"]);
+    assert_eq!(
+        sizes(&world).iter().map(|s| s.0.as_str()).collect::<Vec<_>>(),
+        ["v3", "v4", "v5"]
+    );
 }
 
 #[test]
@@ -190,17 +242,40 @@ fn an_orphaned_replica_set_is_adopted() {
     world.converge();
     let name = world.memory.objects(REPLICA_SETS)[0].name.clone();
     world.memory.remove(DEPLOYMENTS, "d", "web");
-    world.memory.patch(REPLICA_SETS, "d", &name, &json!({"metadata": {"ownerReferences": null}}));
-    let pods = world.memory.objects("pods").iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+    world.memory.patch(
+        REPLICA_SETS,
+        "d",
+        &name,
+        &json!({"metadata": {"ownerReferences": null}}),
+    );
+    let pods = world
+        .memory
+        .objects("pods")
+        .iter()
+        .map(|p| p.name.clone())
+        .collect::<Vec<_>>();
     world.memory.put(DEPLOYMENTS, "d", deployment(2, "v1"));
     world.converge();
     assert_eq!(world.memory.objects(REPLICA_SETS).len(), 1);
-    assert_eq!(world.memory.objects("pods").iter().map(|p| p.name.clone()).collect::<Vec<_>>(), pods);
+    assert_eq!(
+        world
+            .memory
+            .objects("pods")
+            .iter()
+            .map(|p| p.name.clone())
+            .collect::<Vec<_>>(),
+        pods
+    );
 }
 
 /// Available and all pods that count.
 fn census(memory: &Memory) -> (i32, i32) {
-    let pods = memory.objects("pods").iter().filter_map(|o| pods::pod(o)).filter(pods::Pod::is_active).collect::<Vec<_>>();
+    let pods = memory
+        .objects("pods")
+        .iter()
+        .filter_map(|o| pods::pod(o))
+        .filter(pods::Pod::is_active)
+        .collect::<Vec<_>>();
     let ready = pods.iter().filter(|p| p.is_ready()).count();
     (i32::try_from(ready).unwrap(), i32::try_from(pods.len()).unwrap())
 }

@@ -32,7 +32,11 @@ impl Controller for Endpoints {
         match &*event.object.resource {
             SERVICES => add(Key::of(&event.object)),
             "pods" => services_of(view, &event.object, event.previous.as_deref(), add),
-            ENDPOINTS => add(Key::new(SERVICES, event.object.namespace.clone(), event.object.name.clone())),
+            ENDPOINTS => add(Key::new(
+                SERVICES,
+                event.object.namespace.clone(),
+                event.object.name.clone(),
+            )),
             _ => {}
         }
     }
@@ -48,7 +52,13 @@ impl Controller for Endpoints {
             return outcome;
         };
         if service.has_endpoints() && service.metadata.deletion_timestamp.is_none() {
-            write(&service, &service.backends(context.view, &key.namespace), key, stored, &mut outcome);
+            write(
+                &service,
+                &service.backends(context.view, &key.namespace),
+                key,
+                stored,
+                &mut outcome,
+            );
         }
         outcome
     }
@@ -93,14 +103,21 @@ fn write(service: &Service, backends: &[Backend], key: &Key, stored: Option<Arc<
 
 fn subsets(backends: &[Backend]) -> (Vec<Value>, bool) {
     let mut groups: BTreeMap<Vec<EndpointPort>, (Vec<Value>, Vec<Value>)> = BTreeMap::new();
-    let mut listed = backends.iter().filter(|b| !b.terminating || b.ready).collect::<Vec<_>>();
+    let mut listed = backends
+        .iter()
+        .filter(|b| !b.terminating || b.ready)
+        .collect::<Vec<_>>();
     let truncated = listed.len() > MAX_ADDRESSES;
     listed.sort_by_key(|b| !b.ready);
     for backend in listed.into_iter().take(MAX_ADDRESSES) {
         let mut ports = backend.ports.clone();
         ports.sort();
         let (ready, not_ready) = groups.entry(ports).or_default();
-        if backend.ready { ready.push(address(backend)) } else { not_ready.push(address(backend)) }
+        if backend.ready {
+            ready.push(address(backend))
+        } else {
+            not_ready.push(address(backend))
+        }
     }
     let subset = |(ports, (mut ready, mut not_ready)): (Vec<EndpointPort>, (Vec<Value>, Vec<Value>))| {
         let mut subset = json!({});

@@ -47,8 +47,12 @@ impl Controller for EndpointSlices {
 
     fn reconcile(&mut self, context: &Context<'_>, key: &Key) -> Outcome {
         let mut outcome = Outcome::default();
-        let Some(object) = context.view.get(SERVICES, &key.namespace, &key.name) else { return outcome };
-        let Some(service) = Service::new(&object) else { return outcome };
+        let Some(object) = context.view.get(SERVICES, &key.namespace, &key.name) else {
+            return outcome;
+        };
+        let Some(service) = Service::new(&object) else {
+            return outcome;
+        };
         let stored = context.view.list(SLICES, Some(&key.namespace));
         let ours = |o: &&std::sync::Arc<crate::cache::Object>| {
             o.label(SERVICE_NAME) == Some(&*key.name) && o.label(MANAGED_BY) == Some(MANAGER)

@@ -121,8 +121,13 @@ impl Service {
 
     /// Its backends, in order of pod names.
     pub fn backends(&self, view: &dyn View, namespace: &str) -> Vec<Backend> {
-        let Some(selector) = self.spec.selector.as_ref().filter(|s| !s.is_empty()) else { return Vec::new() };
-        let selected = view.list("pods", Some(namespace)).into_iter().filter(|o| labels::contains(selector, &**o));
+        let Some(selector) = self.spec.selector.as_ref().filter(|s| !s.is_empty()) else {
+            return Vec::new();
+        };
+        let selected = view
+            .list("pods", Some(namespace))
+            .into_iter()
+            .filter(|o| labels::contains(selector, &**o));
         let backend = |object: Arc<Object>| {
             let pod = pod(&object)?;
             (!pod.is_terminal() && !pod.status.pod_ip.is_empty()).then(|| self.backend(pod, object.namespace.clone()))
@@ -134,7 +139,13 @@ impl Service {
         let (serving, terminating) = (pod.is_ready(), pod.is_terminating());
         let named = !pod.spec.hostname.is_empty() && pod.spec.subdomain == self.metadata.name;
         Backend {
-            ports: self.spec.ports.iter().flatten().filter_map(|port| resolve(port, &pod)).collect(),
+            ports: self
+                .spec
+                .ports
+                .iter()
+                .flatten()
+                .filter_map(|port| resolve(port, &pod))
+                .collect(),
             hostname: named.then(|| pod.spec.hostname.clone()),
             ready: self.spec.publish_not_ready_addresses || (serving && !terminating),
             serving,
@@ -150,7 +161,11 @@ impl Backend {
     pub fn addresses(&self, family: &str) -> Vec<String> {
         let status = &self.pod.status;
         let all = status.pod_ips.iter().map(|a| a.ip.as_str());
-        let all = if status.pod_ips.is_empty() { vec![status.pod_ip.as_str()] } else { all.collect() };
+        let all = if status.pod_ips.is_empty() {
+            vec![status.pod_ip.as_str()]
+        } else {
+            all.collect()
+        };
         let of_family = |address: &&str| match address.parse() {
             Ok(IpAddr::V4(_)) => family == "IPv4",
             Ok(IpAddr::V6(_)) => family == "IPv6",
@@ -179,7 +194,11 @@ impl EndpointPort {
 
 /// The pod's port that a service port targets; `None` if the pod has none of that name.
 fn resolve(port: &Port, pod: &Pod) -> Option<EndpointPort> {
-    let protocol = if port.protocol.is_empty() { "TCP" } else { &port.protocol };
+    let protocol = if port.protocol.is_empty() {
+        "TCP"
+    } else {
+        &port.protocol
+    };
     let number = match &port.target_port {
         None | Some(IntOrString::Int(0)) => port.port,
         Some(IntOrString::Int(number)) => *number,
@@ -198,13 +217,19 @@ fn named_port(pod: &Pod, name: &str, protocol: &str) -> Option<i32> {
     let sidecars = pod.spec.init_containers.iter().filter(|c| c.restart_policy == "Always");
     let ports = pod.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
     let speaks = |p: &str| p == protocol || (p.is_empty() && protocol == "TCP");
-    ports.into_iter().find(|p| p.name == name && speaks(&p.protocol)).map(|p| p.container_port)
+    ports
+        .into_iter()
+        .find(|p| p.name == name && speaks(&p.protocol))
+        .map(|p| p.container_port)
 }
 
 /// The services of a namespace that select a pod in either of its states.
 pub fn services_of(view: &dyn View, pod: &Object, previous: Option<&Object>, add: &mut dyn FnMut(Key)) {
     for object in view.list("services", Some(&pod.namespace)) {
-        let Some(selector) = Service::new(&object).and_then(|s| s.spec.selector).filter(|s| !s.is_empty()) else {
+        let Some(selector) = Service::new(&object)
+            .and_then(|s| s.spec.selector)
+            .filter(|s| !s.is_empty())
+        else {
             continue;
         };
         if labels::contains(&selector, pod) || previous.is_some_and(|p| labels::contains(&selector, p)) {

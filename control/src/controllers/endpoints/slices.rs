@@ -35,7 +35,10 @@ pub fn reconcile(
             if !addresses.is_empty() {
                 let group = (family.clone(), backend.ports.clone());
                 let endpoint = endpoint(backend, addresses);
-                wanted.entry(group).or_default().insert(backend.pod.metadata.uid.clone(), endpoint);
+                wanted
+                    .entry(group)
+                    .or_default()
+                    .insert(backend.pod.metadata.uid.clone(), endpoint);
             }
         }
         if !wanted.keys().any(|(f, _)| *f == family) {
@@ -56,7 +59,12 @@ pub fn reconcile(
 
 fn same_ports(stored: &Value, wanted: &Value) -> bool {
     let sorted = |ports: &Value| {
-        let mut ports = ports.as_array().into_iter().flatten().map(Value::to_string).collect::<Vec<_>>();
+        let mut ports = ports
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(Value::to_string)
+            .collect::<Vec<_>>();
         ports.sort();
         ports
     };
@@ -88,7 +96,11 @@ fn reconcile_group(
     }
     let mut create = |endpoints: &[Value]| {
         let object = slice(service, namespace, family, ports, labels, endpoints);
-        outcome.write(Write::Create { resource: SLICES.into(), namespace: namespace.into(), object });
+        outcome.write(Write::Create {
+            resource: SLICES.into(),
+            namespace: namespace.into(),
+            object,
+        });
     };
     rest.chunks(MAX_ENDPOINTS).for_each(&mut create);
     if placeholder {
@@ -100,7 +112,9 @@ fn reconcile_group(
 fn keep<'a>(object: &'a Arc<Object>, wanted: &mut BTreeMap<String, Value>) -> (&'a Arc<Object>, Vec<Value>) {
     let slice = object.value();
     let stored = slice["endpoints"].as_array().into_iter().flatten();
-    let endpoints = stored.filter_map(|e| wanted.remove(e["targetRef"]["uid"].as_str()?)).collect();
+    let endpoints = stored
+        .filter_map(|e| wanted.remove(e["targetRef"]["uid"].as_str()?))
+        .collect();
     (object, endpoints)
 }
 
@@ -140,7 +154,11 @@ fn slice(
 }
 
 fn labels(service: &Service) -> Map<String, Value> {
-    let copied = service.metadata.labels.iter().map(|(key, value)| (key.clone(), value.as_str().into()));
+    let copied = service
+        .metadata
+        .labels
+        .iter()
+        .map(|(key, value)| (key.clone(), value.as_str().into()));
     let mut labels = copied.collect::<Map<_, _>>();
     labels.insert(SERVICE_NAME.to_owned(), service.metadata.name.as_str().into());
     labels.insert(MANAGED_BY.to_owned(), MANAGER.into());

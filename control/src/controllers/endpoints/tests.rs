@@ -20,17 +20,24 @@ fn plain() -> Value {
 
 fn add_pod(world: &mut World, name: &str, address: &str, port: i32, ready: bool) {
     let status = if ready { "True" } else { "False" };
-    world.memory.put("pods", "d", json!({
-        "metadata": {"name": name, "labels": {"app": "web"}},
-        "spec": {"nodeName": "n1", "containers": [{"ports": [{"name": "web", "containerPort": port}]}]},
-        "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
-            "conditions": [{"type": "Ready", "status": status}]},
-    }));
+    world.memory.put(
+        "pods",
+        "d",
+        json!({
+            "metadata": {"name": name, "labels": {"app": "web"}},
+            "spec": {"nodeName": "n1", "containers": [{"ports": [{"name": "web", "containerPort": port}]}]},
+            "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+                "conditions": [{"type": "Ready", "status": status}]},
+        }),
+    );
 }
 
 fn endpoints(world: &World) -> Vec<Value> {
     let slices = world.memory.values(SLICES);
-    slices.iter().flat_map(|s| s["endpoints"].as_array().cloned().unwrap_or_default()).collect()
+    slices
+        .iter()
+        .flat_map(|s| s["endpoints"].as_array().cloned().unwrap_or_default())
+        .collect()
 }
 
 #[test]
@@ -43,12 +50,18 @@ fn a_pod_becomes_an_endpoint_with_all_its_particulars() {
     let slices = world.memory.values(SLICES);
     assert_eq!(slices.len(), 1);
     assert_eq!(slices[0]["addressType"], "IPv4");
-    assert_eq!(slices[0]["ports"], json!([{"name": "http", "protocol": "TCP", "port": 8080}]));
+    assert_eq!(
+        slices[0]["ports"],
+        json!([{"name": "http", "protocol": "TCP", "port": 8080}])
+    );
     assert_eq!(slices[0]["metadata"]["labels"]["kubernetes.io/service-name"], "web");
     assert_eq!(slices[0]["metadata"]["labels"]["team"], "x");
     let endpoint = &endpoints(&world)[0];
     assert_eq!(endpoint["addresses"], json!(["10.244.0.2"]));
-    assert_eq!(endpoint["conditions"], json!({"ready": true, "serving": true, "terminating": false}));
+    assert_eq!(
+        endpoint["conditions"],
+        json!({"ready": true, "serving": true, "terminating": false})
+    );
     assert_eq!(endpoint["nodeName"], "n1");
     assert_eq!(endpoint["targetRef"]["name"], "a");
     let legacy = world.memory.get("endpoints", "d", "web").unwrap().value();
@@ -69,11 +82,17 @@ fn readiness_and_termination_show() {
     world.memory.patch("pods", "d", "a", &going);
     world.settle();
     let conditions = endpoints(&world)[0]["conditions"].clone();
-    assert_eq!(conditions, json!({"ready": false, "serving": true, "terminating": true}));
+    assert_eq!(
+        conditions,
+        json!({"ready": false, "serving": true, "terminating": true})
+    );
     world.memory.remove("pods", "d", "a");
     world.settle();
     assert!(endpoints(&world).is_empty());
-    assert_eq!(world.memory.get("endpoints", "d", "web").unwrap().value()["subsets"], Value::Null);
+    assert_eq!(
+        world.memory.get("endpoints", "d", "web").unwrap().value()["subsets"],
+        Value::Null
+    );
 }
 
 #[test]
@@ -83,7 +102,10 @@ fn not_ready_addresses_are_published_on_request() {
     let mut world = world(spec);
     add_pod(&mut world, "a", "10.244.0.2", 8080, false);
     world.settle();
-    assert_eq!(endpoints(&world)[0]["conditions"], json!({"ready": true, "serving": false, "terminating": false}));
+    assert_eq!(
+        endpoints(&world)[0]["conditions"],
+        json!({"ready": true, "serving": false, "terminating": false})
+    );
 }
 
 #[test]
@@ -92,7 +114,12 @@ fn different_targets_of_a_named_port_get_slices_of_their_own() {
     add_pod(&mut world, "a", "10.244.0.2", 8080, true);
     add_pod(&mut world, "b", "10.244.0.3", 9090, true);
     world.settle();
-    let mut ports = world.memory.values(SLICES).iter().map(|s| s["ports"][0]["port"].clone()).collect::<Vec<_>>();
+    let mut ports = world
+        .memory
+        .values(SLICES)
+        .iter()
+        .map(|s| s["ports"][0]["port"].clone())
+        .collect::<Vec<_>>();
     ports.sort_by_key(Value::as_i64);
     assert_eq!(ports, [8080, 9090]);
 }
@@ -109,10 +136,19 @@ fn slices_hold_a_hundred_and_endpoints_stay_where_they_are() {
     counts.sort_unstable();
     assert_eq!(counts, [50, 100]);
     let before = world.memory.objects(SLICES);
-    world.memory.patch("pods", "d", "p003", &json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}));
+    world.memory.patch(
+        "pods",
+        "d",
+        "p003",
+        &json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}),
+    );
     world.settle();
     let after = world.memory.objects(SLICES);
-    let changed = before.iter().zip(&after).filter(|(b, a)| b.revision != a.revision).count();
+    let changed = before
+        .iter()
+        .zip(&after)
+        .filter(|(b, a)| b.revision != a.revision)
+        .count();
     assert_eq!(changed, 1, "one slice is rewritten");
 }
 
@@ -122,7 +158,12 @@ fn headless_members_have_names() {
     spec["clusterIP"] = "None".into();
     let mut world = world(spec);
     add_pod(&mut world, "a", "10.244.0.2", 8080, true);
-    world.memory.patch("pods", "d", "a", &json!({"spec": {"hostname": "one", "subdomain": "web"}}));
+    world.memory.patch(
+        "pods",
+        "d",
+        "a",
+        &json!({"spec": {"hostname": "one", "subdomain": "web"}}),
+    );
     world.settle();
     assert_eq!(endpoints(&world)[0]["hostname"], "one");
     assert_eq!(world.memory.values(SLICES)[0]["metadata"]["labels"][HEADLESS], "");
@@ -135,7 +176,10 @@ fn a_service_without_selector_is_left_to_its_user() {
     world.memory.put("endpoints", "d", mine.clone());
     world.settle();
     assert!(world.memory.values(SLICES).is_empty());
-    assert_eq!(world.memory.get("endpoints", "d", "web").unwrap().value()["subsets"], mine["subsets"]);
+    assert_eq!(
+        world.memory.get("endpoints", "d", "web").unwrap().value()["subsets"],
+        mine["subsets"]
+    );
 }
 
 #[test]
@@ -143,7 +187,9 @@ fn a_pod_whose_labels_change_leaves() {
     let mut world = world(plain());
     add_pod(&mut world, "a", "10.244.0.2", 8080, true);
     world.settle();
-    world.memory.patch("pods", "d", "a", &json!({"metadata": {"labels": {"app": "debug"}}}));
+    world
+        .memory
+        .patch("pods", "d", "a", &json!({"metadata": {"labels": {"app": "debug"}}}));
     world.settle();
     assert!(endpoints(&world).is_empty());
 }

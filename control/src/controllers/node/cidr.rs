@@ -28,7 +28,10 @@ impl FromStr for Range {
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed = text.split_once('/').and_then(|(address, bits)| {
             let (address, bits) = (address.parse::<Ipv4Addr>().ok()?, bits.parse::<u8>().ok()?);
-            (bits <= 32).then(|| Self { first: u32::from(address) & mask(bits), bits })
+            (bits <= 32).then(|| Self {
+                first: u32::from(address) & mask(bits),
+                bits,
+            })
         });
         parsed.ok_or_else(|| format!("{text:?} is not an IPv4 range such as 10.244.0.0/16"))
     }
@@ -50,7 +53,10 @@ impl Range {
         let bits = self.bits.max(NODE_BITS);
         let count = 1u32 << (bits - self.bits).min(31);
         let size = 1u32.checked_shl(32 - u32::from(bits)).unwrap_or(0);
-        (0..count).map(move |i| Range { first: self.first.wrapping_add(i.wrapping_mul(size)), bits })
+        (0..count).map(move |i| Range {
+            first: self.first.wrapping_add(i.wrapping_mul(size)),
+            bits,
+        })
     }
 
     fn overlaps(self, other: Range) -> bool {
@@ -80,13 +86,18 @@ impl Controller for NodeRanges {
         let mut outcome = Outcome::default();
         let nodes = context.view.list(NODES, None);
         let decoded = nodes.iter().filter_map(|o| node(o).map(|n| (o, n))).collect::<Vec<_>>();
-        let used = decoded.iter().filter_map(|(_, n)| n.spec.pod_cidr.parse::<Range>().ok()).collect::<Vec<_>>();
+        let used = decoded
+            .iter()
+            .filter_map(|(_, n)| n.spec.pod_cidr.parse::<Range>().ok())
+            .collect::<Vec<_>>();
         let is_free = |range: &Range| !used.iter().any(|u| u.overlaps(*range));
         let mut free = self.cluster.nodes().filter(is_free);
         for (object, _) in decoded.iter().filter(|(_, n)| n.spec.pod_cidr.is_empty()) {
             let Some(range) = free.next() else {
                 let message = format!("Node {} status is now: CIDRNotAvailable", object.name);
-                outcome.notices.push(Notice::normal(object, "CIDRNotAvailable", message));
+                outcome
+                    .notices
+                    .push(Notice::normal(object, "CIDRNotAvailable", message));
                 continue;
             };
             let mut value = object.value();

@@ -45,7 +45,9 @@ impl Controller for TaintEviction {
             NODES => {
                 let before = event.previous.as_ref().map(|o| no_execute(o));
                 if before.is_none_or(|before| before != no_execute(&event.object)) {
-                    view.pods_on_node(&event.object.name).iter().for_each(|p| add(Key::of(p)));
+                    view.pods_on_node(&event.object.name)
+                        .iter()
+                        .for_each(|p| add(Key::of(p)));
                 }
             }
             _ => {}
@@ -59,12 +61,16 @@ impl Controller for TaintEviction {
             self.since.remove(key);
             return outcome;
         };
-        let Some(time) = self.time_left(context, key, &object) else { return outcome };
+        let Some(time) = self.time_left(context, key, &object) else {
+            return outcome;
+        };
         if time.is_zero() {
             self.since.remove(key);
             outcome.delete(&object, None);
             let message = format!("Marking for deletion Pod {}/{}", key.namespace, key.name);
-            outcome.notices.push(Notice::normal(&object, "TaintManagerEviction", message));
+            outcome
+                .notices
+                .push(Notice::normal(&object, "TaintManagerEviction", message));
         } else {
             outcome.requeue(time);
         }
@@ -86,7 +92,10 @@ impl TaintEviction {
             return None;
         };
         let now = context.now.monotonic;
-        let since = self.since.entry(key.clone()).or_insert_with(|| (object.index.uid.clone(), now));
+        let since = self
+            .since
+            .entry(key.clone())
+            .or_insert_with(|| (object.index.uid.clone(), now));
         if since.0 != object.index.uid {
             *since = (object.index.uid.clone(), now);
         }

@@ -74,7 +74,11 @@ impl Controller for NodeLifecycle {
         if &*object.resource == NODES {
             add(Key::of(object));
             let ready = |object: &Arc<Object>| node(object).is_some_and(|n| n.is_ready());
-            if event.previous.as_ref().is_none_or(|previous| ready(previous) != ready(object)) {
+            if event
+                .previous
+                .as_ref()
+                .is_none_or(|previous| ready(previous) != ready(object))
+            {
                 view.list(NODES, None).iter().for_each(|other| add(Key::of(other)));
             }
         } else if &*object.resource == LEASES && &*object.namespace == LEASE_NAMESPACE {
@@ -90,7 +94,11 @@ impl Controller for NodeLifecycle {
             return outcome;
         };
         let silence = self.listen(context, key, &node);
-        let grace = if node.condition("Ready").is_empty() { STARTUP_GRACE } else { GRACE };
+        let grace = if node.condition("Ready").is_empty() {
+            STARTUP_GRACE
+        } else {
+            GRACE
+        };
         match grace.checked_sub(silence).filter(|left| !left.is_zero()) {
             Some(left) => outcome.requeue(left),
             None => {
@@ -111,9 +119,14 @@ impl NodeLifecycle {
     /// How long nothing new has been heard of the node.
     fn listen(&mut self, context: &Context<'_>, key: &Key, node: &Node) -> Duration {
         let lease = context.view.get(LEASES, LEASE_NAMESPACE, &key.name);
-        let lease = lease.and_then(|l| l.typed::<Lease>().ok()).and_then(|l| l.spec.renew_time);
+        let lease = lease
+            .and_then(|l| l.typed::<Lease>().ok())
+            .and_then(|l| l.spec.renew_time);
         let ready = node.status.conditions.iter().find(|c| c.kind == "Ready");
-        let sign = Sign { lease, heartbeat: ready.and_then(|c| c.last_heartbeat_time) };
+        let sign = Sign {
+            lease,
+            heartbeat: ready.and_then(|c| c.last_heartbeat_time),
+        };
         let now = context.now.monotonic;
         match self.heard.get(&key.name) {
             Some(heard) if heard.sign == sign => now.saturating_sub(heard.at),
@@ -174,7 +187,12 @@ fn wanted(node: &Node, evict: bool) -> Vec<(&'static str, &'static str)> {
             wanted.push((key, NO_EXECUTE));
         }
     }
-    wanted.extend(PRESSURES.iter().filter(|(c, _)| node.condition(c) == "True").map(|(_, key)| (*key, NO_SCHEDULE)));
+    wanted.extend(
+        PRESSURES
+            .iter()
+            .filter(|(c, _)| node.condition(c) == "True")
+            .map(|(_, key)| (*key, NO_SCHEDULE)),
+    );
     if node.spec.unschedulable {
         wanted.push((UNSCHEDULABLE, NO_SCHEDULE));
     }
@@ -186,10 +204,17 @@ fn is_ours(key: &str) -> bool {
 }
 
 fn taint(context: &Context<'_>, object: &Object, node: &Node, outcome: &mut Outcome) {
-    let evict = context.view.list(NODES, None).iter().any(|o| super::node(o).is_some_and(|n| n.is_ready()));
+    let evict = context
+        .view
+        .list(NODES, None)
+        .iter()
+        .any(|o| super::node(o).is_some_and(|n| n.is_ready()));
     let wanted = wanted(node, evict);
     let has = |key: &str, effect: &str| node.spec.taints.iter().any(|t| t.key == key && t.effect == effect);
-    let missing = wanted.iter().filter(|(key, effect)| !has(key, effect)).collect::<Vec<_>>();
+    let missing = wanted
+        .iter()
+        .filter(|(key, effect)| !has(key, effect))
+        .collect::<Vec<_>>();
     let is_stale = |key: &str, effect: &str| is_ours(key) && !wanted.contains(&(key, effect));
     let any_stale = node.spec.taints.iter().any(|t| is_stale(&t.key, &t.effect));
     if missing.is_empty() && !any_stale {
@@ -223,6 +248,8 @@ fn mark_pods_not_ready(context: &Context<'_>, node: &str, outcome: &mut Outcome)
             condition["lastTransitionTime"] = seconds(context.now.wall).into();
         }
         outcome.update(&object, Some("status"), value);
-        outcome.notices.push(Notice::warning(&object, "NodeNotReady", "Node is not ready"));
+        outcome
+            .notices
+            .push(Notice::warning(&object, "NodeNotReady", "Node is not ready"));
     }
 }

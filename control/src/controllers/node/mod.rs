@@ -71,7 +71,11 @@ pub fn node(object: &Object) -> Option<Node> {
 impl Node {
     /// Status of a condition; empty if it has none of that type.
     pub fn condition(&self, kind: &str) -> &str {
-        self.status.conditions.iter().find(|c| c.kind == kind).map_or("", |c| &c.status)
+        self.status
+            .conditions
+            .iter()
+            .find(|c| c.kind == kind)
+            .map_or("", |c| &c.status)
     }
 
     /// The agent says that it can run pods.

@@ -35,7 +35,9 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 /// The first taint with one of the effects that nothing tolerates.
 pub fn untolerated<'a>(taints: &'a [Taint], tolerations: &[Toleration], effects: &[&str]) -> Option<&'a Taint> {
     let relevant = taints.iter().filter(|t| effects.contains(&t.effect.as_str()));
-    relevant.into_iter().find(|taint| !tolerations.iter().any(|t| tolerates(t, taint)))
+    relevant
+        .into_iter()
+        .find(|taint| !tolerations.iter().any(|t| tolerates(t, taint)))
 }
 
 #[cfg(test)]
@@ -47,13 +49,17 @@ mod tests {
     fn operators_effects_and_wildcards() {
         let taint: Taint = serde_json::from_value(json!({"key": "k", "value": "v", "effect": "NoSchedule"})).unwrap();
         let tolerated = |toleration: Value| tolerates(&serde_json::from_value(toleration).unwrap(), &taint);
-        assert!(tolerated(json!({"key": "k", "operator": "Equal", "value": "v", "effect": "NoSchedule"})));
+        assert!(tolerated(
+            json!({"key": "k", "operator": "Equal", "value": "v", "effect": "NoSchedule"})
+        ));
         assert!(tolerated(json!({"key": "k", "value": "v"})));
         assert!(tolerated(json!({"key": "k", "operator": "Exists"})));
         assert!(tolerated(json!({"operator": "Exists"})));
         assert!(!tolerated(json!({"key": "k", "value": "w"})));
         assert!(!tolerated(json!({"key": "x", "operator": "Exists"})));
-        assert!(!tolerated(json!({"key": "k", "operator": "Exists", "effect": "NoExecute"})));
+        assert!(!tolerated(
+            json!({"key": "k", "operator": "Exists", "effect": "NoExecute"})
+        ));
         assert!(!tolerated(json!({"key": "k", "operator": "Near"})));
     }
 }

@@ -17,11 +17,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::controller::{Announce, Context, Controller, Key, Notice, Operation, Outcome, Write, delete};
+use super::labels;
 use super::metadata::{Metadata, add_owner, controller_reference, metadata, remove_owners};
 use super::pods::{Pod, pod};
 use super::recorder::seconds;
 use super::view::View;
-use super::labels;
 use crate::cache::{Event, Object};
 
 const REPLICA_SETS: &str = "apps/replicasets";
@@ -47,7 +47,11 @@ struct Body {
 impl Set {
     fn new(object: Arc<Object>) -> Option<Self> {
         let body: Body = object.typed().ok()?;
-        Some(Self { object, meta: body.metadata, spec: body.spec })
+        Some(Self {
+            object,
+            meta: body.metadata,
+            spec: body.spec,
+        })
     }
 
     fn min_ready_seconds(&self) -> i32 {
@@ -85,7 +89,9 @@ impl Controller for ReplicaSets {
     fn reconcile(&mut self, context: &Context<'_>, key: &Key) -> Outcome {
         let mut outcome = Outcome::default();
         let object = context.view.get(REPLICA_SETS, &key.namespace, &key.name);
-        let Some(set) = object.and_then(Set::new) else { return outcome };
+        let Some(set) = object.and_then(Set::new) else {
+            return outcome;
+        };
         let pods = claim(context.view, &set, &mut outcome);
         if set.meta.deletion_timestamp.is_none() && outcome.operations.is_empty() {
             resize(context, &set, &pods, &mut outcome);
@@ -113,7 +119,9 @@ fn claim(view: &dyn View, set: &Set, outcome: &mut Outcome) -> Pods {
     let mut mine = Vec::new();
     let alive = set.meta.deletion_timestamp.is_none();
     for object in view.dependents(&set.meta.uid) {
-        let Some(pod) = Some(&object).filter(|o| &*o.resource == "pods").and_then(|o| pod(o)) else { continue };
+        let Some(pod) = Some(&object).filter(|o| &*o.resource == "pods").and_then(|o| pod(o)) else {
+            continue;
+        };
         if pod.metadata.controller().is_none_or(|o| o.uid != set.meta.uid) || !pod.is_active() {
             continue;
         }
@@ -157,7 +165,10 @@ fn resize(context: &Context<'_>, set: &Set, pods: &Pods, outcome: &mut Outcome) 
     if pods.len() > wanted {
         let surplus = (pods.len() - wanted).min(BURST);
         let nodes = relatives_by_node(context.view, set);
-        for victim in rank::rank(pods.clone(), &nodes, context.now.wall).into_iter().take(surplus) {
+        for victim in rank::rank(pods.clone(), &nodes, context.now.wall)
+            .into_iter()
+            .take(surplus)
+        {
             outcome.operations.push(deletion(set, &victim.object));
         }
     }
@@ -172,7 +183,10 @@ fn relatives_by_node(view: &dyn View, set: &Set) -> HashMap<String, usize> {
     let mut nodes = HashMap::new();
     for sibling in siblings.iter().filter(|s| &*s.resource == REPLICA_SETS) {
         let dependents = view.dependents(&sibling.index.uid);
-        let pods = dependents.iter().filter(|o| &*o.resource == "pods").filter_map(|o| pod(o));
+        let pods = dependents
+            .iter()
+            .filter(|o| &*o.resource == "pods")
+            .filter_map(|o| pod(o));
         for pod in pods.filter(Pod::is_active) {
             *nodes.entry(pod.spec.node_name).or_insert(0) += 1;
         }
@@ -219,7 +233,12 @@ fn deletion(set: &Set, victim: &Object) -> Operation {
 
 fn write_status(context: &Context<'_>, set: &Set, pods: &Pods, outcome: &mut Outcome) {
     let now = context.now.wall;
-    let template_labels = set.spec.template.as_ref().and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.clone());
+    let template_labels = set
+        .spec
+        .template
+        .as_ref()
+        .and_then(|t| t.metadata.as_ref())
+        .and_then(|m| m.labels.clone());
     let template_labels = template_labels.unwrap_or_default();
     let (mut labelled, mut ready, mut available) = (0, 0, 0);
     for (object, pod) in pods {
@@ -233,9 +252,11 @@ fn write_status(context: &Context<'_>, set: &Set, pods: &Pods, outcome: &mut Out
     }
     let mut value = set.object.value();
     let mut status = json!({"replicas": pods.len(), "observedGeneration": set.meta.generation});
-    for (field, count) in
-        [("fullyLabeledReplicas", labelled), ("readyReplicas", ready), ("availableReplicas", available)]
-    {
+    for (field, count) in [
+        ("fullyLabeledReplicas", labelled),
+        ("readyReplicas", ready),
+        ("availableReplicas", available),
+    ] {
         if count != 0 {
             status[field] = count.into();
         }

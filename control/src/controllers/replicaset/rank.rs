@@ -28,7 +28,11 @@ pub struct Candidate {
 /// Order candidates so that the first are to be deleted first. `nodes` counts relatives by node.
 pub fn rank(pods: Vec<(Arc<Object>, Pod)>, nodes: &HashMap<String, usize>, now: Timestamp) -> Vec<Candidate> {
     let crowd = |pod: &Pod| nodes.get(&pod.spec.node_name).copied().unwrap_or(0);
-    let candidate = |(object, pod): (Arc<Object>, Pod)| Candidate { crowd: crowd(&pod), pod, object };
+    let candidate = |(object, pod): (Arc<Object>, Pod)| Candidate {
+        crowd: crowd(&pod),
+        pod,
+        object,
+    };
     let mut candidates = pods.into_iter().map(candidate).collect::<Vec<_>>();
     candidates.sort_by(|a, b| compare(a, b, now));
     candidates
@@ -38,7 +42,11 @@ fn compare(a: &Candidate, b: &Candidate, now: Timestamp) -> Ordering {
     let (x, y) = (&a.pod, &b.pod);
     let by_readiness = || {
         let both = x.is_ready() && y.is_ready();
-        if both { youngest_first(x.ready_since(), y.ready_since(), now) } else { Ordering::Equal }
+        if both {
+            youngest_first(x.ready_since(), y.ready_since(), now)
+        } else {
+            Ordering::Equal
+        }
     };
     let assigned = |p: &Pod| !p.spec.node_name.is_empty();
     assigned(x)
@@ -62,13 +70,20 @@ fn phase(pod: &Pod) -> u8 {
 }
 
 fn cost(pod: &Pod) -> i32 {
-    pod.metadata.annotations.get(DELETION_COST).and_then(|c| c.parse().ok()).unwrap_or(0)
+    pod.metadata
+        .annotations
+        .get(DELETION_COST)
+        .and_then(|c| c.parse().ok())
+        .unwrap_or(0)
 }
 
 fn youngest_first(a: Option<Timestamp>, b: Option<Timestamp>, now: Timestamp) -> Ordering {
     let magnitude = |time: Option<Timestamp>| {
         let age = time.map_or(0, |t| now.duration_since(t).as_secs());
-        u64::try_from(age).ok().filter(|age| *age > 0).map_or(0, |age| age.ilog2() + 1)
+        u64::try_from(age)
+            .ok()
+            .filter(|age| *age > 0)
+            .map_or(0, |age| age.ilog2() + 1)
     };
     magnitude(a).cmp(&magnitude(b))
 }
@@ -91,12 +106,20 @@ mod tests {
                     {"type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:00:00Z"}]},
             });
             json_patch::merge(&mut pod, patch);
-            *nodes.entry(pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned()).or_insert(0) += 1;
+            *nodes
+                .entry(pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned())
+                .or_insert(0) += 1;
             memory.put("pods", "d", pod);
         }
-        let all = memory.objects("pods").into_iter().map(|o| (o.clone(), crate::controllers::pods::pod(&o).unwrap()));
+        let all = memory
+            .objects("pods")
+            .into_iter()
+            .map(|o| (o.clone(), crate::controllers::pods::pod(&o).unwrap()));
         let now = Timestamp::from_second(1000).unwrap();
-        rank(all.collect(), &nodes, now).into_iter().map(|c| c.pod.metadata.name).collect()
+        rank(all.collect(), &nodes, now)
+            .into_iter()
+            .map(|c| c.pod.metadata.name)
+            .collect()
     }
 
     #[test]
@@ -106,16 +129,39 @@ mod tests {
         assert_eq!(first(json!({"spec": {"nodeName": ""}})), "b", "unassigned");
         assert_eq!(first(json!({"status": {"phase": "Pending"}})), "b", "pending");
         assert_eq!(first(json!({"status": {"conditions": []}})), "b", "unready");
-        assert_eq!(first(json!({"metadata": {"annotations": {DELETION_COST: "-1"}}})), "b", "cheaper");
-        assert_eq!(first(json!({"metadata": {"annotations": {DELETION_COST: "1"}}})), "a", "dearer");
-        assert_eq!(first(json!({"status": {"containerStatuses": [{"restartCount": 3}]}})), "b", "restarted");
-        assert_eq!(first(json!({"metadata": {"creationTimestamp": "1970-01-01T00:16:00Z"}})), "b", "younger");
-        assert_eq!(first(json!({"metadata": {"creationTimestamp": "1970-01-01T00:00:01Z"}})), "a", "same magnitude");
+        assert_eq!(
+            first(json!({"metadata": {"annotations": {DELETION_COST: "-1"}}})),
+            "b",
+            "cheaper"
+        );
+        assert_eq!(
+            first(json!({"metadata": {"annotations": {DELETION_COST: "1"}}})),
+            "a",
+            "dearer"
+        );
+        assert_eq!(
+            first(json!({"status": {"containerStatuses": [{"restartCount": 3}]}})),
+            "b",
+            "restarted"
+        );
+        assert_eq!(
+            first(json!({"metadata": {"creationTimestamp": "1970-01-01T00:16:00Z"}})),
+            "b",
+            "younger"
+        );
+        assert_eq!(
+            first(json!({"metadata": {"creationTimestamp": "1970-01-01T00:00:01Z"}})),
+            "a",
+            "same magnitude"
+        );
     }
 
     #[test]
     fn the_crowded_node_gives_up_first() {
         let on = |node: &str| json!({"spec": {"nodeName": node}});
-        assert_eq!(order(&[("a", on("n1")), ("b", on("n2")), ("c", on("n2"))]), ["b", "c", "a"]);
+        assert_eq!(
+            order(&[("a", on("n1")), ("b", on("n2")), ("c", on("n2"))]),
+            ["b", "c", "a"]
+        );
     }
 }

@@ -30,15 +30,29 @@ fn creates_what_is_missing_and_counts_it() {
     let mut world = world();
     world.memory.put(REPLICA_SETS, "d", set(3));
     world.settle();
-    assert_eq!(status(&world), json!({"replicas": 3, "fullyLabeledReplicas": 3, "observedGeneration": 1}));
+    assert_eq!(
+        status(&world),
+        json!({"replicas": 3, "fullyLabeledReplicas": 3, "observedGeneration": 1})
+    );
     world.converge();
     assert_eq!(status(&world)["availableReplicas"], 3);
     let pod = &world.memory.values("pods")[0];
     assert_eq!(pod["metadata"]["ownerReferences"][0]["controller"], true);
     assert_eq!(pod["metadata"]["annotations"], json!({"a": "b"}));
     assert_eq!(pod["spec"]["containers"][0]["unknownField"], 1);
-    assert!(world.notices.iter().filter(|(reason, _)| reason == "SuccessfulCreate").count() == 3);
-    assert!(world.notices[0].1.starts_with("Created pod: web-"), "{:?}", world.notices);
+    assert!(
+        world
+            .notices
+            .iter()
+            .filter(|(reason, _)| reason == "SuccessfulCreate")
+            .count()
+            == 3
+    );
+    assert!(
+        world.notices[0].1.starts_with("Created pod: web-"),
+        "{:?}",
+        world.notices
+    );
 }
 
 #[test]
@@ -50,24 +64,41 @@ fn a_lost_pod_is_replaced_and_a_surplus_goes_unready_first() {
     world.memory.remove("pods", "d", &name);
     world.settle();
     assert_eq!(world.memory.objects("pods").len(), 3);
-    world.memory.patch(REPLICA_SETS, "d", "web", &json!({"spec": {"replicas": 2}}));
+    world
+        .memory
+        .patch(REPLICA_SETS, "d", "web", &json!({"spec": {"replicas": 2}}));
     world.converge();
     let left = world.memory.values("pods");
     assert_eq!(left.len(), 2);
-    assert!(left.iter().all(|p| p["status"]["phase"] == "Running"), "the replacement was not ready and went");
+    assert!(
+        left.iter().all(|p| p["status"]["phase"] == "Running"),
+        "the replacement was not ready and went"
+    );
 }
 
 #[test]
 fn adopts_orphans_and_releases_strangers() {
     let mut world = world();
-    world.memory.put("pods", "d", json!({"metadata": {"name": "orphan", "labels": {"app": "web", "v": "1"}}}));
+    world.memory.put(
+        "pods",
+        "d",
+        json!({"metadata": {"name": "orphan", "labels": {"app": "web", "v": "1"}}}),
+    );
     world.memory.put(REPLICA_SETS, "d", set(2));
     world.settle();
     assert_eq!(world.memory.objects("pods").len(), 2, "the orphan counts");
     assert!(!world.memory.get("pods", "d", "orphan").unwrap().index.owners.is_empty());
-    world.memory.patch("pods", "d", "orphan", &json!({"metadata": {"labels": {"app": "debug"}}}));
+    world.memory.patch(
+        "pods",
+        "d",
+        "orphan",
+        &json!({"metadata": {"labels": {"app": "debug"}}}),
+    );
     world.settle();
-    assert!(world.memory.get("pods", "d", "orphan").unwrap().index.owners.is_empty(), "released");
+    assert!(
+        world.memory.get("pods", "d", "orphan").unwrap().index.owners.is_empty(),
+        "released"
+    );
     assert_eq!(world.memory.objects("pods").len(), 3, "and replaced");
 }
 
@@ -93,7 +124,10 @@ fn a_refused_create_becomes_a_condition_and_is_retried() {
     world.memory.put(REPLICA_SETS, "d", set(1));
     world.advance(Duration::from_secs(1));
     let condition = status(&world)["conditions"][0].clone();
-    assert_eq!((&condition["reason"], &condition["message"]), (&json!("FailedCreate"), &json!("exceeded quota")));
+    assert_eq!(
+        (&condition["reason"], &condition["message"]),
+        (&json!("FailedCreate"), &json!("exceeded quota"))
+    );
     world.refuse = Box::new(|_| None);
     world.advance(Duration::from_secs(120));
     assert_eq!(status(&world)["conditions"], Value::Null);
@@ -106,7 +140,9 @@ fn terminal_and_terminating_pods_do_not_count() {
     world.memory.put(REPLICA_SETS, "d", set(1));
     world.converge();
     let name = world.memory.objects("pods")[0].name.clone();
-    world.memory.patch("pods", "d", &name, &json!({"status": {"phase": "Failed"}}));
+    world
+        .memory
+        .patch("pods", "d", &name, &json!({"status": {"phase": "Failed"}}));
     world.settle();
     assert_eq!(world.memory.objects("pods").len(), 2);
 }

@@ -52,10 +52,7 @@ impl Writer {
         mut watermark: Watermark,
         shared: Arc<Shared>,
     ) -> Self {
-        let mut heads = Heads {
-            revision: contents.revision,
-            ..Heads::default()
-        };
+        let mut heads = Heads::at(contents.revision);
         for KeyValue {
             key, revision, created, ..
         } in &contents.values

@@ -1,0 +1,379 @@
+//! `create`: plan, cgroup, clone3, and the parent's half of the conversation with the child.
+//! What exists so far is written down before the next thing is made, so that `delete --force` finds it after a crash.
+
+use std::ffi::CString;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType,
+};
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+
+use super::record::{self, Directory, Record, START_SOCKET};
+use super::{CreateOptions, Created, prepare};
+use crate::cgroup::{Cgroup, Hierarchy};
+use crate::error::{Error, Kind, Result};
+use crate::fault::Fault;
+use crate::hooks::{self, HookState};
+use crate::init::{self, Console, Init};
+use crate::plan::Plan;
+use crate::plan::process::ProcessPlan;
+use crate::spec;
+use crate::syscall::{self, Fork};
+
+/// Create the container: afterwards its init waits in `created` for [`start`](super::start).
+pub fn create(options: CreateOptions) -> Result<Created> {
+    let bundle = std::path::absolute(options.bundle)
+        .map_err(|e| Error::os(format!("bundle {}", options.bundle.display()), e))?;
+    record::check_id(options.id)?;
+    let spec = spec::load(&bundle)?;
+    let plan = Plan::new(&spec, &bundle)?;
+    check_terminal(&plan.process, &options)?;
+    let hierarchy = Hierarchy::find()?;
+    let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
+    let cgroup = hierarchy.container(cgroups_path, options.id)?;
+    let (directory, _lock) = Directory::make(options.root, options.id)?;
+    let mut unfinished = Unfinished {
+        directory: Some(&directory),
+        cgroup: None,
+    };
+    let mut record = new_record(&spec, &plan, &options, bundle, &cgroup);
+    directory.save(&record)?;
+    directory.save_filter(plan.process.seccomp.as_ref())?;
+    cgroup.create(&hierarchy)?;
+    unfinished.cgroup = Some(&cgroup);
+    cgroup.apply(&plan.limits)?;
+    cgroup.attach_devices(&plan.limits)?;
+    let pid_file = options.pid_file;
+    let created = birth(plan, &directory, &cgroup, &mut record, options)?;
+    if let Some(path) = pid_file
+        && let Err(error) = write_pid_file(path, created.pid)
+    {
+        end(created.pidfd.as_fd());
+        return Err(error);
+    }
+    unfinished.directory = None;
+    unfinished.cgroup = None;
+    Ok(created)
+}
+
+/// Undoes an unfinished `create`.
+struct Unfinished<'a> {
+    directory: Option<&'a Directory>,
+    cgroup: Option<&'a Cgroup>,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(cgroup) = self.cgroup {
+            let _ = cgroup.kill();
+            let _ = cgroup.remove();
+        }
+        if let Some(directory) = self.directory {
+            let _ = directory.remove();
+        }
+    }
+}
+
+fn check_terminal(process: &ProcessPlan, options: &CreateOptions) -> Result<()> {
+    if !process.terminal && (options.console_socket.is_some() || options.console.is_some()) {
+        return Err(Error::invalid("a console is given, but process.terminal is false"));
+    }
+    Ok(())
+}
+
+fn new_record(spec: &spec::Spec, plan: &Plan, options: &CreateOptions, bundle: PathBuf, cgroup: &Cgroup) -> Record {
+    let hooks = spec.hooks().as_ref();
+    Record {
+        oci_version: spec.version().clone(),
+        id: options.id.to_owned(),
+        bundle,
+        rootfs: plan.rootfs.clone(),
+        created: record::now(),
+        annotations: spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        pid: 0,
+        start_time: 0,
+        cgroup: cgroup.dir().to_path_buf(),
+        namespaces: plan.namespaces.all(),
+        process: spec.process().clone().unwrap_or_default(),
+        poststart: hooks.and_then(|hooks| hooks.poststart().clone()),
+        poststop: hooks.and_then(|hooks| hooks.poststop().clone()),
+    }
+}
+
+/// Make the child and bring it to `created`.
+fn birth(plan: Plan, directory: &Directory, cgroup: &Cgroup, record: &mut Record, options: CreateOptions) -> Result<Created> {
+    let (ours, theirs) = socket_pair()?;
+    let state = directory.state(record);
+    let hook_state = |status| HookState::new(&super::State { status, ..state.clone() });
+    let console = match (plan.process.terminal, options.console, options.console_socket) {
+        (false, ..) => Console::None,
+        (true, Some(slave), _) => Console::Slave(slave),
+        (true, None, Some(path)) => Console::New { socket: Some(connect(path)?) },
+        (true, None, None) => Console::New { socket: None },
+    };
+    let init = Init {
+        sync: theirs,
+        parents: vec![ours.as_raw_fd()],
+        start: listen(directory)?,
+        rootfs: prepare::rootfs(&plan)?,
+        binds: prepare::binds(&plan, cgroup)?,
+        devices: prepare::devices(&plan)?,
+        join: prepare::namespaces(&plan)?,
+        proc: prepare::proc()?,
+        stdio: options.stdio,
+        console,
+        keyring: keyring(&record.id, options.no_new_keyring)?,
+        creating: hook_state(super::Status::Creating),
+        created: hook_state(super::Status::Created),
+        preserve_fds: options.preserve_fds,
+        no_pivot: options.no_pivot,
+        plan,
+    };
+    let group = cgroup.open()?;
+    let child = clone(&init, group.as_fd())?;
+    let (pid, pidfd, in_group) = match child {
+        Cloned::Child => init::run(init),
+        Cloned::Parent { pid, pidfd, in_group } => (pid, pidfd, in_group),
+    };
+    let Init { plan, creating, sync, .. } = init;
+    drop(sync);
+    let mut raise = || {
+        if !in_group {
+            cgroup.add(pid)?;
+        }
+        let console = accompany(&ours, pid, &plan, &creating)?;
+        record.pid = pid;
+        record.start_time = start_time(pid)?;
+        directory.save(record)?;
+        Ok((console, record.start_time))
+    };
+    match raise() {
+        Ok((console, start_time)) => Ok(Created {
+            pid,
+            pidfd,
+            start_time,
+            console,
+        }),
+        Err(error) => {
+            end(pidfd.as_fd());
+            Err(error)
+        }
+    }
+}
+
+/// Talk the child through its creation; its terminal's master comes back.
+fn accompany(socket: &OwnedFd, pid: i32, plan: &Plan, state: &HookState) -> Result<Option<OwnedFd>> {
+    if let Some((uids, gids)) = &plan.namespaces.id_maps {
+        prepare::write_maps(pid, uids, gids)?;
+    }
+    set_limits(pid, &plan.process)?;
+    go(socket);
+    let mut console = None;
+    loop {
+        match receive(socket)? {
+            Message::Created => return Ok(console),
+            Message::Console(master) => console = Some(master),
+            Message::Namespaces => {
+                hooks::run("prestart", &plan.hooks.prestart, state, pid).map_err(Fault::into_error)?;
+                hooks::run("createRuntime", &plan.hooks.create_runtime, state, pid).map_err(Fault::into_error)?;
+                go(socket);
+            }
+            Message::Closed => {
+                return Err(Error::system(
+                    "the container's init died before the container was created (killed, or out of memory?)",
+                ));
+            }
+        }
+    }
+}
+
+/// A message of the child.
+pub(super) enum Message {
+    Namespaces,
+    Console(OwnedFd),
+    Created,
+    /// The child's end is closed: it executed its program, or died.
+    Closed,
+}
+
+/// The child may go on. If it is dead, the next receive says so.
+pub(super) fn go(socket: &OwnedFd) {
+    let _ = rustix::net::send(socket, &[init::GO], SendFlags::NOSIGNAL);
+}
+
+/// Wait for the child's next message; its failure is our error.
+pub(super) fn receive(socket: &OwnedFd) -> Result<Message> {
+    let mut bytes = [0; 2048];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let length = loop {
+        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+        match rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => (),
+            Err(Errno::CONNRESET) => break 0,
+            other => break other.map_err(|e| Error::os("hear from the container's init", e))?.bytes,
+        }
+    };
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    let message = &bytes[..length];
+    if let Some(error) = Fault::decode(message) {
+        return Err(error);
+    }
+    Ok(match (message.first(), fd) {
+        (Some(&init::NAMESPACES), _) => Message::Namespaces,
+        (Some(&init::CREATED), _) => Message::Created,
+        (Some(&init::CONSOLE), Some(fd)) => Message::Console(fd),
+        _ => Message::Closed,
+    })
+}
+
+/// Which side of clone3 this is.
+enum Cloned {
+    Child,
+    Parent { pid: i32, pidfd: OwnedFd, in_group: bool },
+}
+
+fn clone(init: &Init, group: BorrowedFd) -> Result<Cloned> {
+    let namespaces = &init.plan.namespaces;
+    if namespaces.has(libc::CLONE_NEWUSER) && !namespaces.makes(libc::CLONE_NEWUSER) && namespaces.new & !LATE != 0 {
+        return Err(Error::invalid(
+            "joining a user namespace by path while making others new is not supported: make it new, or join all of them",
+        ));
+    }
+    let joined = namespaces.join.iter().position(|join| join.kind == libc::CLONE_NEWPID);
+    let within = joined.map(|index| init.join[index].as_fd());
+    let flags = (namespaces.new & !LATE) as u64;
+    in_pid_namespace(within, || clone_into(flags, group))
+}
+
+/// Made by the child itself, once it is in its cgroup.
+const LATE: i32 = libc::CLONE_NEWCGROUP | libc::CLONE_NEWTIME;
+
+fn clone_into(flags: u64, group: BorrowedFd) -> Result<Cloned> {
+    // SAFETY: the callers of the container API are single-threaded, and the child makes only system calls.
+    let mut result = unsafe { syscall::clone3(flags, Some(group)) };
+    let in_group = !matches!(result, Err(Errno::OPNOTSUPP | Errno::BUSY | Errno::TOOBIG));
+    if !in_group {
+        // SAFETY: as above.
+        result = unsafe { syscall::clone3(flags, None) };
+    }
+    match result {
+        Ok(Fork::Child) => Ok(Cloned::Child),
+        Ok(Fork::Parent { pid, pidfd }) => Ok(Cloned::Parent { pid, pidfd, in_group }),
+        Err(e) => Err(Error::os(format!("clone3 with namespaces {flags:#x}"), e)),
+    }
+}
+
+/// Run `clone` while new children of this process are born in a joined pid namespace.
+pub(super) fn in_pid_namespace<T>(namespace: Option<BorrowedFd>, clone: impl FnOnce() -> Result<T>) -> Result<T> {
+    let Some(namespace) = namespace else {
+        return clone();
+    };
+    let own = rustix::fs::open("/proc/self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Error::os("open /proc/self/ns/pid", e))?;
+    syscall::setns(namespace, libc::CLONE_NEWPID).map_err(|e| Error::os("join the pid namespace", e))?;
+    let own_pid = std::process::id();
+    let result = clone();
+    if std::process::id() == own_pid {
+        syscall::setns(own.as_fd(), libc::CLONE_NEWPID).map_err(|e| Error::os("return to the own pid namespace", e))?;
+    }
+    result
+}
+
+/// Resource limits and the score for the out-of-memory killer, set with the caller's privilege.
+pub(super) fn set_limits(pid: i32, process: &ProcessPlan) -> Result<()> {
+    for (resource, limit) in &process.rlimits {
+        syscall::prlimit(pid, *resource, limit).map_err(|e| {
+            Error::os(
+                format!("set resource limit {resource} to {}:{} (raising it needs CAP_SYS_RESOURCE)", limit.rlim_cur, limit.rlim_max),
+                e,
+            )
+        })?;
+    }
+    let Some(score) = process.oom_score_adj else {
+        return Ok(());
+    };
+    match std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
+        Err(e) if e.raw_os_error() == Some(libc::EACCES) && !may_lower_score() => {
+            crate::error::warn(&format!("oom_score_adj stays as it is: {score} needs CAP_SYS_RESOURCE"));
+            Ok(())
+        }
+        other => other.map_err(|e| Error::os(format!("set oom_score_adj to {score}"), e)),
+    }
+}
+
+fn may_lower_score() -> bool {
+    syscall::capget().is_ok_and(|(effective, ..)| effective & crate::caps::SYS_RESOURCE != 0)
+}
+
+/// Kill the child and reap it.
+pub(super) fn end(pidfd: BorrowedFd) {
+    let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+    while matches!(rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED), Err(Errno::INTR)) {}
+}
+
+/// Start time of a process that is our child and not reaped yet.
+pub(super) fn start_time(pid: i32) -> Result<u64> {
+    record::process_stat(pid)
+        .map(|stat| stat.start_time)
+        .ok_or_else(|| Error::system(format!("read /proc/{pid}/stat: no start time in it")))
+}
+
+/// The conversation's two ends: ours and the child's.
+pub(super) fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|e| Error::os("socketpair", e))
+}
+
+/// The socket on which the init waits for `start`.
+fn listen(directory: &Directory) -> Result<OwnedFd> {
+    let what = || format!("listen on {}", directory.path().join(START_SOCKET).display());
+    let listen = || {
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let dir = rustix::fs::open(directory.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::net::bind(&socket, &start_address(&dir)?)?;
+        rustix::net::listen(&socket, 1)?;
+        Ok(socket)
+    };
+    listen().map_err(|e: Errno| Error::os(what(), e))
+}
+
+/// Through /proc/self/fd, because a socket's path may have 107 bytes at most.
+pub(super) fn start_address(directory: &OwnedFd) -> std::result::Result<SocketAddrUnix, Errno> {
+    SocketAddrUnix::new(format!("/proc/self/fd/{}/{START_SOCKET}", directory.as_raw_fd()))
+}
+
+/// Connect to an engine's console socket.
+pub(super) fn connect(path: &Path) -> Result<OwnedFd> {
+    let connect = || {
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(socket)
+    };
+    connect().map_err(|e: Errno| Error::os(format!("connect to the console socket {}", path.display()), e))
+}
+
+fn keyring(id: &str, keep: bool) -> Result<Option<CString>> {
+    match keep {
+        true => Ok(None),
+        false => CString::new(format!("_ses.{id}")).map(Some).map_err(|_| Error::new(Kind::Invalid, "id contains NUL")),
+    }
+}
+
+/// Write a pid file in one step, as engines expect it: no newline.
+pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.new"));
+    std::fs::write(&temporary, pid.to_string())
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(|e| Error::os(format!("write pid file {}", path.display()), e))
+}

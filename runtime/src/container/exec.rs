@@ -1,0 +1,185 @@
+//! `exec`: another process inside a running container, born in its cgroup and pid namespace, a child of the caller.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::create::{self, Message, end, go, in_pid_namespace, receive, set_limits, socket_pair};
+use super::record::{Directory, Record};
+use super::{Created, ExecOptions, Status, Stdio};
+use crate::cgroup::{Cgroup, Hierarchy};
+use crate::error::{Error, Kind, Result};
+use crate::init::{self, Console};
+use crate::plan::process::ProcessPlan;
+use crate::spec;
+use crate::syscall::{self, Fork};
+
+/// What the child of `exec` needs.
+pub(crate) struct Entry {
+    pub process: ProcessPlan,
+    pub sync: OwnedFd,
+    pub parents: Vec<RawFd>,
+    pub target: OwnedFd,
+    /// CLONE_NEW flags to enter, without the pid namespace.
+    pub namespaces: i32,
+    /// The container's root, where it has no mount namespace of its own.
+    pub root: Option<OwnedFd>,
+    pub stdio: Option<Stdio>,
+    pub console: Console,
+    pub preserve_fds: u32,
+}
+
+/// Run another process in the container. It is a child of the caller, already running its program.
+pub fn exec(root: &Path, id: &str, mut options: ExecOptions) -> Result<Created> {
+    let directory = Directory::new(root, id)?;
+    let record = directory.load()?;
+    let target = target(&directory, &record, options.ignore_paused)?;
+    let pid_file = options.pid_file;
+    let cgroup = match options.cgroup {
+        Some(below) => Cgroup::at(record.cgroup.join(below)),
+        None => Cgroup::at(&record.cgroup),
+    };
+    let (ours, theirs) = socket_pair()?;
+    let console = console(&mut options)?;
+    if options.process.capabilities().is_none() {
+        options.process.set_capabilities(record.process.capabilities().clone());
+    }
+    let entry = Entry {
+        process: ProcessPlan::new(&options.process, directory.load_filter()?)?,
+        sync: theirs,
+        parents: vec![ours.as_raw_fd()],
+        namespaces: namespaces_to_enter(&record),
+        root: container_root(&record)?,
+        target,
+        stdio: options.stdio,
+        console,
+        preserve_fds: options.preserve_fds,
+    };
+    let within = (record.namespaces & libc::CLONE_NEWPID != 0).then_some(entry.target.as_fd());
+    let (pid, pidfd) = match in_pid_namespace(within, || clone_into(&record, &cgroup))? {
+        Fork::Child => init::enter::run(entry),
+        Fork::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    let Entry { process, sync, .. } = entry;
+    drop(sync);
+    accompany(&ours, pid, pidfd, &process, pid_file)
+}
+
+fn accompany(
+    socket: &OwnedFd,
+    pid: i32,
+    pidfd: OwnedFd,
+    process: &ProcessPlan,
+    pid_file: Option<&Path>,
+) -> Result<Created> {
+    let raise = || {
+        let start_time = create::start_time(pid)?;
+        set_limits(pid, process)?;
+        if let Some(path) = pid_file {
+            create::write_pid_file(path, pid)?;
+        }
+        go(socket);
+        let mut console = None;
+        loop {
+            match receive(socket)? {
+                Message::Console(master) => console = Some(master),
+                Message::Closed => return Ok((start_time, console)),
+                Message::Created | Message::Namespaces => (),
+            }
+        }
+    };
+    match raise() {
+        Ok((start_time, console)) => Ok(Created {
+            pid,
+            pidfd,
+            start_time,
+            console,
+        }),
+        Err(error) => {
+            end(pidfd.as_fd());
+            Err(error)
+        }
+    }
+}
+
+/// The init's pidfd, if the container is in a state to run something.
+fn target(directory: &Directory, record: &Record, ignore_paused: bool) -> Result<OwnedFd> {
+    let refuse = |what: &str| Err(Error::new(Kind::WrongState, format!("cannot exec in a {what} container: {}", record.id)));
+    match directory.status(record) {
+        Status::Running | Status::Created => (),
+        Status::Paused if ignore_paused => (),
+        Status::Paused => return refuse("paused"),
+        Status::Stopped | Status::Creating => return refuse("stopped"),
+    }
+    match record.pidfd() {
+        Some(pidfd) => Ok(pidfd),
+        None => refuse("stopped"),
+    }
+}
+
+fn console(options: &mut ExecOptions) -> Result<Console> {
+    let terminal = options.process.terminal().unwrap_or(false);
+    Ok(match (terminal, options.console.take(), options.console_socket) {
+        (false, None, None) => Console::None,
+        (false, ..) => return Err(Error::invalid("a console is given, but the process has no terminal")),
+        (true, Some(slave), _) => Console::Slave(slave),
+        (true, None, Some(path)) => Console::New {
+            socket: Some(create::connect(path)?),
+        },
+        (true, None, None) => Console::New { socket: None },
+    })
+}
+
+/// The container's namespaces but the pid namespace, and but a user namespace that is our own already: joining that fails.
+fn namespaces_to_enter(record: &Record) -> i32 {
+    let mut flags = record.namespaces & !libc::CLONE_NEWPID;
+    let identity = |pid: &str| {
+        let stat = rustix::fs::stat(format!("/proc/{pid}/ns/user")).ok()?;
+        Some((stat.st_dev, stat.st_ino))
+    };
+    if flags & libc::CLONE_NEWUSER != 0 && identity("self") == identity(&record.pid.to_string()) {
+        flags &= !libc::CLONE_NEWUSER;
+    }
+    flags
+}
+
+fn container_root(record: &Record) -> Result<Option<OwnedFd>> {
+    if record.namespaces & libc::CLONE_NEWNS != 0 {
+        return Ok(None);
+    }
+    let path = format!("/proc/{}/root", record.pid);
+    rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map(Some)
+        .map_err(|e| Error::os(format!("open {path}"), e))
+}
+
+/// Born in the container's group; where that has been divided by the container itself, in the one its init is in.
+fn clone_into(record: &Record, cgroup: &Cgroup) -> Result<Fork> {
+    let attempt = |group: &Cgroup| {
+        let group = group.open()?;
+        clone(Some(group.as_fd()))
+    };
+    match attempt(cgroup) {
+        Err(error) if matches!(error.errno(), Some(libc::EBUSY | libc::EOPNOTSUPP)) => attempt(&group_of(record)?),
+        other => other,
+    }
+}
+
+fn clone(group: Option<BorrowedFd>) -> Result<Fork> {
+    // SAFETY: the callers of the container API are single-threaded, and the child makes only system calls.
+    unsafe { syscall::clone3(0, group) }.map_err(|e: Errno| Error::os("clone3 into the container's cgroup", e))
+}
+
+fn group_of(record: &Record) -> Result<Cgroup> {
+    let path = format!("/proc/{}/cgroup", record.pid);
+    let groups = std::fs::read_to_string(&path).map_err(|e| Error::os(format!("read {path}"), e))?;
+    let inner = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    Ok(Cgroup::at(Hierarchy::find()?.mount().join(inner)))
+}
+
+/// The container's own process (environment, user, capabilities, working directory): the base of an `exec`.
+pub fn base_process(root: &Path, id: &str) -> Result<spec::Process> {
+    Ok(Directory::new(root, id)?.load()?.process)
+}

@@ -1,0 +1,166 @@
+//! What the parent opens for the child: namespaces, detached copies of the root file system and of bind sources,
+//! the host's /proc. Done with the host's credentials and paths, so the child needs no path of the host.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
+
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result};
+use crate::fault::Shown;
+use crate::plan::Plan;
+use crate::plan::devices::DevicePlan;
+use crate::plan::mounts::{Idmap, MountPlan, Source};
+use crate::syscall::{self, Fork};
+
+const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+
+/// The root file system: a detached copy of its mount tree, or the directory itself without a mount namespace.
+pub(super) fn rootfs(plan: &Plan) -> Result<OwnedFd> {
+    let path = &plan.rootfs;
+    let what = || format!("root.path {}", path.display());
+    if !path.is_dir() {
+        return Err(Error::invalid(format!("{}: not a directory", what())));
+    }
+    if !plan.namespaces.has(libc::CLONE_NEWNS) {
+        return rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| Error::os(what(), e));
+    }
+    let tree = open_tree(path, true).map_err(|e| Error::os(what(), e))?;
+    syscall::mount_setattr(tree.as_fd(), true, 0, 0, libc::MS_SLAVE)
+        .map_err(|e| Error::os(format!("{}: set propagation", what()), e))?;
+    Ok(tree)
+}
+
+fn open_tree(path: &Path, recursive: bool) -> std::result::Result<OwnedFd, rustix::io::Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    rustix::mount::open_tree(CWD, path, flags)
+}
+
+/// Detached bind sources in the order of the plan's mounts: the mount, and whether it is a directory.
+pub(super) fn binds(plan: &Plan, cgroup: &Cgroup) -> Result<Vec<Option<(OwnedFd, bool)>>> {
+    plan.mounts.iter().map(|mount| bind(plan, mount, cgroup)).collect()
+}
+
+fn bind(plan: &Plan, mount: &MountPlan, cgroup: &Cgroup) -> Result<Option<(OwnedFd, bool)>> {
+    let (path, recursive) = match &mount.source {
+        Source::Bind { path, recursive } => (path.as_path(), *recursive),
+        // Without a cgroup namespace a mount of cgroup2 would show the whole machine: show the container's group.
+        Source::FileSystem { kind, .. } if kind.as_c_str() == c"cgroup2" && !plan.namespaces.has(libc::CLONE_NEWCGROUP) => {
+            (cgroup.dir(), false)
+        }
+        Source::FileSystem { .. } => return Ok(None),
+    };
+    let what = || format!("bind mount {} on /{}", path.display(), Shown(&mount.target));
+    let tree = open_tree(path, recursive).map_err(|e| Error::os(what(), e))?;
+    let kind = rustix::fs::fstat(&tree).map_err(|e| Error::os(what(), e))?.st_mode;
+    configure(plan, mount, tree.as_fd()).map_err(|e| e.context(what()))?;
+    Ok(Some((tree, FileType::from_raw_mode(kind) == FileType::Directory)))
+}
+
+fn configure(plan: &Plan, mount: &MountPlan, tree: BorrowedFd) -> Result<()> {
+    let propagation = match (mount.propagation, plan.rootfs_propagation) {
+        (Some(propagation), _) => propagation,
+        (None, Some(root)) => root,
+        (None, None) => crate::plan::mounts::Propagation {
+            flag: libc::MS_SLAVE,
+            recursive: true,
+        },
+    };
+    let attributes = mount.attributes;
+    syscall::mount_setattr(tree, propagation.recursive, 0, 0, propagation.flag)
+        .map_err(|e| Error::os("set propagation", e))?;
+    if attributes.set | attributes.clear != 0 {
+        syscall::mount_setattr(tree, false, attributes.set, attributes.clear, 0)
+            .map_err(|e| Error::os("set mount flags", e))?;
+    }
+    if attributes.recursive_set | attributes.recursive_clear != 0 {
+        syscall::mount_setattr(tree, true, attributes.recursive_set, attributes.recursive_clear, 0)
+            .map_err(|e| Error::os("set recursive mount flags", e))?;
+    }
+    match &mount.idmap {
+        Some(idmap) => map_ids(plan, idmap, tree),
+        None => Ok(()),
+    }
+}
+
+/// Show owners through a mapping: that of a user namespace made only to name it.
+fn map_ids(plan: &Plan, idmap: &Idmap, tree: BorrowedFd) -> Result<()> {
+    let maps = idmap.maps.as_ref().or(plan.namespaces.id_maps.as_ref());
+    let (uids, gids) = maps.ok_or_else(|| Error::invalid("an id-mapped mount needs mappings or a new user namespace"))?;
+    // SAFETY: the child only waits to be killed.
+    let (pid, pidfd) = match unsafe { syscall::clone3(libc::CLONE_NEWUSER as u64, None) } {
+        Err(e) => return Err(Error::os("make a user namespace for the id mapping", e)),
+        Ok(Fork::Child) => loop {
+            // SAFETY: no arguments; woken only by the signal that ends it.
+            unsafe { libc::pause() };
+        },
+        Ok(Fork::Parent { pid, pidfd }) => (pid, pidfd),
+    };
+    let map = || {
+        write_maps(pid, uids, gids)?;
+        let namespace = rustix::fs::open(format!("/proc/{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| Error::os("open the user namespace of the id mapping", e))?;
+        syscall::mount_idmap(tree, idmap.recursive, namespace.as_fd()).map_err(|e| Error::os("map owners", e))
+    };
+    let result = map();
+    super::create::end(pidfd.as_fd());
+    result
+}
+
+/// Write the id mappings of a process in a new user namespace.
+pub(super) fn write_maps(pid: i32, uids: &str, gids: &str) -> Result<()> {
+    for (file, map) in [("uid_map", uids), ("gid_map", gids)] {
+        std::fs::write(format!("/proc/{pid}/{file}"), map)
+            .map_err(|e| Error::os(format!("write linux.{file} {:?}", map.trim_end()), e))?;
+    }
+    Ok(())
+}
+
+/// The host's device nodes as detached mounts, for a container that may not make nodes.
+pub(super) fn devices(plan: &Plan) -> Result<Vec<OwnedFd>> {
+    if !plan.namespaces.has(libc::CLONE_NEWUSER) || !plan.populate_dev {
+        return Ok(Vec::new());
+    }
+    plan.devices.iter().map(device).collect()
+}
+
+fn device(device: &DevicePlan) -> Result<OwnedFd> {
+    let path = format!("/{}", Shown(&device.path));
+    let tree = open_tree(Path::new(&path), false).map_err(|e| Error::os(format!("bind the host's device {path}"), e))?;
+    let stat = rustix::fs::fstat(&tree).map_err(|e| Error::os(format!("stat {path}"), e))?;
+    let same = FileType::from_raw_mode(stat.st_mode) == FileType::from_raw_mode(device.mode) && stat.st_rdev == device.device;
+    match same {
+        true => Ok(tree),
+        false => Err(Error::invalid(format!(
+            "linux.devices: the host's {path} is not the device that was asked for, and a user namespace cannot make it"
+        ))),
+    }
+}
+
+/// Namespaces to join, in the order of the plan.
+pub(super) fn namespaces(plan: &Plan) -> Result<Vec<OwnedFd>> {
+    let open = |join: &crate::plan::namespaces::Join| {
+        rustix::fs::open(join.path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| {
+            let kind = crate::plan::namespaces::kind_name(join.kind);
+            Error::os(format!("open the {kind} namespace {}", Shown(&join.path)), e)
+        })
+    };
+    plan.namespaces.join.iter().map(open).collect()
+}
+
+/// The host's /proc, proven to be a procfs (CVE-2025-52881).
+pub(super) fn proc() -> Result<OwnedFd> {
+    let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Error::os("open /proc", e))?;
+    let stat = rustix::fs::fstatfs(&proc).map_err(|e| Error::os("statfs /proc", e))?;
+    match stat.f_type as u64 {
+        PROC_SUPER_MAGIC => Ok(proc),
+        other => Err(Error::system(format!("/proc is not a procfs (file system type {other:#x})"))),
+    }
+}

@@ -1,0 +1,305 @@
+//! What the runtime remembers of a container: `<root>/<id>/state.json`, replaced atomically, and the compiled filter.
+//! The kernel is the truth about processes; the record only names them (pid and start time).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags};
+use serde::{Deserialize, Serialize};
+
+use super::{State, Status};
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Kind, Result};
+use crate::seccomp::Filter;
+use crate::spec;
+
+const RECORD: &str = "state.json";
+const FILTER: &str = "seccomp.bpf";
+/// The init listens here for `start`.
+pub(super) const START_SOCKET: &str = "start.sock";
+const ID_LENGTH: usize = 255;
+
+/// Directory of one container below the state root.
+pub(super) struct Directory {
+    path: PathBuf,
+}
+
+/// The record of one container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Record {
+    pub oci_version: String,
+    pub id: String,
+    pub bundle: PathBuf,
+    pub rootfs: PathBuf,
+    /// RFC 3339.
+    pub created: String,
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// The init; 0 while `create` is under way.
+    pub pid: i32,
+    /// Clock ticks since boot, so that a reused pid is not mistaken for the init.
+    pub start_time: u64,
+    pub cgroup: PathBuf,
+    /// CLONE_NEW flags of the namespaces that are the container's own.
+    pub namespaces: i32,
+    /// The container's process: the base of `exec`.
+    pub process: spec::Process,
+    #[serde(default)]
+    pub poststart: Option<Vec<spec::Hook>>,
+    #[serde(default)]
+    pub poststop: Option<Vec<spec::Hook>>,
+}
+
+/// Ids name directories: only letters, digits and `_+-.`, and not `.` or `..`.
+pub(super) fn check_id(id: &str) -> Result<()> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    if id.is_empty() || id.len() > ID_LENGTH || id == "." || id == ".." || !id.bytes().all(allowed) {
+        return Err(Error::invalid(format!(
+            "invalid container ID {id:?}: use 1 to {ID_LENGTH} of the characters a-z A-Z 0-9 _ + - ."
+        )));
+    }
+    Ok(())
+}
+
+impl Directory {
+    pub fn new(root: &Path, id: &str) -> Result<Directory> {
+        check_id(id)?;
+        Ok(Directory { path: root.join(id) })
+    }
+
+    /// Make it for a new container; the lock held by the returned descriptor says that `create` is alive.
+    pub fn make(root: &Path, id: &str) -> Result<(Directory, OwnedFd)> {
+        let directory = Directory::new(root, id)?;
+        let mut builder = fs::DirBuilder::new();
+        builder.mode(0o700);
+        let mut made = builder.create(&directory.path);
+        if made.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+            builder.recursive(true).create(root).map_err(|e| Error::os(format!("make state root {}", root.display()), e))?;
+            made = builder.recursive(false).create(&directory.path);
+        }
+        match made {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Error::new(Kind::AlreadyExists, format!("container with given ID already exists: {id}")));
+            }
+            other => other.map_err(|e| Error::os(format!("make {}", directory.path.display()), e))?,
+        }
+        let lock = directory.open()?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| Error::os(format!("lock {}", directory.path.display()), e))?;
+        Ok((directory, lock))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn open(&self) -> Result<OwnedFd> {
+        rustix::fs::open(&self.path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| Error::os(format!("open {}", self.path.display()), e))
+    }
+
+    pub fn exists(&self) -> bool {
+        self.path.is_dir()
+    }
+
+    pub fn load(&self) -> Result<Record> {
+        let path = self.path.join(RECORD);
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let id = self.path.file_name().unwrap_or_default().to_string_lossy();
+                return Err(Error::not_found(&id));
+            }
+            other => other.map_err(|e| Error::os(format!("read {}", path.display()), e))?,
+        };
+        serde_json::from_slice(&bytes).map_err(|e| Error::system(format!("{} is damaged: {e}", path.display())))
+    }
+
+    /// Replace the record in one step.
+    pub fn save(&self, record: &Record) -> Result<()> {
+        let bytes = serde_json::to_vec(record).map_err(|e| Error::system(format!("encode the state: {e}")))?;
+        let (path, temporary) = (self.path.join(RECORD), self.path.join("state.json.new"));
+        fs::write(&temporary, bytes).map_err(|e| Error::os(format!("write {}", temporary.display()), e))?;
+        fs::rename(&temporary, &path).map_err(|e| Error::os(format!("rename to {}", path.display()), e))
+    }
+
+    /// Keep the compiled filter, so that `exec` need not compile the profile again.
+    pub fn save_filter(&self, filter: Option<&Filter>) -> Result<()> {
+        let Some(filter) = filter else { return Ok(()) };
+        let path = self.path.join(FILTER);
+        fs::write(&path, filter.to_bytes()).map_err(|e| Error::os(format!("write {}", path.display()), e))
+    }
+
+    pub fn load_filter(&self) -> Result<Option<Filter>> {
+        let path = self.path.join(FILTER);
+        match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::os(format!("read {}", path.display()), e)),
+            Ok(bytes) => Filter::from_bytes(&bytes)
+                .map(Some)
+                .ok_or_else(|| Error::system(format!("{} is damaged", path.display()))),
+        }
+    }
+
+    /// Forget the container.
+    pub fn remove(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::os(format!("remove {}", self.path.display()), e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// `create` holds the lock while it runs.
+    fn is_being_created(&self) -> bool {
+        self.open()
+            .is_ok_and(|fd| rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err())
+    }
+
+    pub fn status(&self, record: &Record) -> Status {
+        if record.pid == 0 {
+            return match self.is_being_created() {
+                true => Status::Creating,
+                false => Status::Stopped,
+            };
+        }
+        match () {
+            () if !record.is_alive() => Status::Stopped,
+            () if self.path.join(START_SOCKET).exists() => Status::Created,
+            () if Cgroup::at(&record.cgroup).is_frozen() => Status::Paused,
+            () => Status::Running,
+        }
+    }
+
+    pub fn state(&self, record: &Record) -> State {
+        let status = self.status(record);
+        State {
+            oci_version: record.oci_version.clone(),
+            id: record.id.clone(),
+            status,
+            pid: if status == Status::Stopped { 0 } else { record.pid },
+            bundle: record.bundle.clone(),
+            rootfs: record.rootfs.clone(),
+            created: record.created.clone(),
+            owner: String::new(),
+            annotations: record.annotations.clone(),
+        }
+    }
+}
+
+impl Record {
+    /// The init runs: same pid, same start time, no zombie.
+    pub fn is_alive(&self) -> bool {
+        process_stat(self.pid).is_some_and(|stat| stat.start_time == self.start_time && !stat.dead)
+    }
+
+    /// Its pidfd, proven to be the init's.
+    pub fn pidfd(&self) -> Option<OwnedFd> {
+        let pidfd = rustix::process::pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        self.is_alive().then_some(pidfd)
+    }
+}
+
+/// What /proc/<pid>/stat says.
+pub(super) struct ProcessStat {
+    pub start_time: u64,
+    pub dead: bool,
+}
+
+pub(super) fn process_stat(pid: i32) -> Option<ProcessStat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Fields 3 (state) and 22 (start time), counted behind the name, which may contain anything. proc_pid_stat(5).
+fn parse_stat(stat: &str) -> Option<ProcessStat> {
+    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
+    let state = fields.next()?;
+    Some(ProcessStat {
+        dead: matches!(state, "Z" | "X" | "x"),
+        start_time: fields.nth(18)?.parse().ok()?,
+    })
+}
+
+/// Now, as RFC 3339 in UTC with nanoseconds.
+pub fn now() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    rfc3339(now.as_secs(), now.subsec_nanos())
+}
+
+fn rfc3339(seconds: u64, nanoseconds: u32) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Civil date from days, counted in eras of 400 years that begin in March.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanoseconds:09}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_cannot_leave_the_state_root() {
+        for id in ["", ".", "..", "a/b", "../a", "a b", "ü", &"x".repeat(256)] {
+            assert!(check_id(id).is_err(), "{id:?}");
+        }
+        assert!(check_id("pod-1_a.b+c").is_ok());
+    }
+
+    #[test]
+    fn dates_are_civil() {
+        assert_eq!(rfc3339(0, 0), "1970-01-01T00:00:00.000000000Z");
+        assert_eq!(rfc3339(951_782_400, 5), "2000-02-29T00:00:00.000000005Z");
+        assert_eq!(rfc3339(1_795_503_599, 0), "2026-11-24T06:59:59.000000000Z");
+    }
+
+    #[test]
+    fn stat_is_read_behind_any_name() {
+        let line = "77 (a ) b) S 1 77 77 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 1 1";
+        let stat = parse_stat(line).unwrap();
+        assert_eq!(stat.start_time, 4711);
+        assert!(!stat.dead);
+        assert!(parse_stat(&line.replace(" S ", " Z ")).unwrap().dead);
+        assert!(parse_stat("garbage").is_none());
+    }
+
+    #[test]
+    fn a_half_made_container_is_stopped_once_its_maker_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let (directory, lock) = Directory::make(root.path(), "c1").unwrap();
+        let record = Record {
+            oci_version: "1.2.0".into(),
+            id: "c1".into(),
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: now(),
+            annotations: BTreeMap::new(),
+            pid: 0,
+            start_time: 0,
+            cgroup: "/nowhere".into(),
+            namespaces: 0,
+            process: spec::Process::default(),
+            poststart: None,
+            poststop: None,
+        };
+        directory.save(&record).unwrap();
+        assert_eq!(directory.status(&directory.load().unwrap()), Status::Creating);
+        drop(lock);
+        assert_eq!(directory.status(&record), Status::Stopped);
+        assert_eq!(Directory::make(root.path(), "c1").err().unwrap().kind(), Kind::AlreadyExists);
+    }
+}

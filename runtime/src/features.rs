@@ -1,0 +1,58 @@
+//! The document of `features`: what this runtime can do, for engines to read. features.md, features-linux.md.
+
+use serde_json::{Value, json};
+
+use crate::{caps, seccomp};
+
+/// Highest version of the runtime specification that is implemented.
+pub const OCI_VERSION: &str = "1.2.0";
+
+const MOUNT_OPTIONS: [&str; 51] = [
+    "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud", "noatime",
+    "nodev", "nodiratime", "noexec", "nolazytime", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private",
+    "ratime", "rbind", "rdev", "rdiratime", "relatime", "remount", "rexec", "rnoatime", "rnodev", "rnodiratime", "rnoexec",
+    "rnosuid", "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw", "rshared", "rslave", "rstrictatime", "rsuid",
+    "rsymfollow", "runbindable", "rw", "shared", "slave", "strictatime", "suid", "unbindable",
+];
+
+/// The document.
+pub fn document() -> Value {
+    let capabilities: Vec<String> = caps::ALL.into_iter().map(caps::name).collect();
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": OCI_VERSION,
+        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
+        "mountOptions": MOUNT_OPTIONS,
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "capabilities": capabilities,
+            "cgroup": {"v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "seccomp": {
+                "enabled": true,
+                "actions": seccomp::ACTIONS,
+                "operators": seccomp::OPERATORS,
+                "archs": seccomp::ARCHITECTURES,
+                "knownFlags": seccomp::FLAGS,
+                "supportedFlags": seccomp::FLAGS
+            },
+            "apparmor": {"enabled": true},
+            "selinux": {"enabled": false},
+            "intelRdt": {"enabled": false},
+            "mountExtensions": {"idmap": {"enabled": true}},
+            "netDevices": {"enabled": false}
+        },
+        "annotations": {"io.hull.runtime.version": env!("CARGO_PKG_VERSION")},
+        "potentiallyUnsafeConfigAnnotations": []
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_what_the_specification_names() {
+        let features: crate::spec::Features = serde_json::from_value(document()).unwrap();
+        assert_eq!(features.oci_version_max(), OCI_VERSION);
+    }
+}
