@@ -56,11 +56,17 @@ pub fn control(cluster: &Cluster, options: &Options) -> Result<()> {
         data_dir: cluster.data_dir.clone(),
         pki_dir: cluster.pki_dir(),
         listen: cluster.listen,
+        advertise: cluster.address(),
         service_cidr: cluster.service_cidr.clone(),
         pod_cidr: cluster.pod_cidr.clone(),
-        advertise: std::net::SocketAddr::new(cluster.address(), cluster.listen.port()),
     };
-    runtime.block_on(hull_control::server::run(config, notify::ready, asked_to_end())).context("control plane")
+    runtime.block_on(async {
+        let server = hull_control::server::Server::start(config).await.context("control plane")?;
+        notify::ready();
+        asked_to_end().await;
+        server.stop().await;
+        Ok(())
+    })
 }
 
 /// Runs the node agent until it is asked to end; its pods go on.

@@ -115,21 +115,25 @@ fn text(report: &Value) -> String {
     let yes = |value: &Value| if value.as_bool() == Some(true) { "ready" } else { "NOT READY" }.to_owned();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let mut out = format!("API server  {}  {}\n\n", word(&report["server"]["url"]), word(&report["server"]["version"]));
-    let rows = list(&report["processes"]).iter().map(|p| {
+    let found = list(&report["processes"]);
+    let rows = found.iter().map(|p| {
         vec![word(&p["role"]), p["pid"].to_string(), format!("{:.1} MB", p["residentKiB"].as_f64().unwrap_or_default() / 1024.0)]
     });
     out += &table(&["PROCESS", "PID", "RESIDENT"], rows.collect());
-    let rows = list(&report["nodes"]).iter().map(|n| {
+    let found = list(&report["nodes"]);
+    let rows = found.iter().map(|n| {
         let addresses: Vec<String> = list(&n["addresses"]).iter().map(word).collect();
         vec![word(&n["name"]), yes(&n["ready"]), word(&n["version"]), word(&n["kernel"]), addresses.join(" ")]
     });
     out += &table(&["NODE", "HEALTH", "VERSION", "KERNEL", "ADDRESSES"], rows.collect());
-    let rows = list(&report["pods"]).iter().map(|p| {
+    let found = list(&report["pods"]);
+    let rows = found.iter().map(|p| {
         let name = format!("{}/{}", word(&p["namespace"]), word(&p["name"]));
         vec![name, word(&p["phase"]), yes(&p["ready"]), p["restarts"].to_string(), word(&p["ip"]), word(&p["node"])]
     });
     out += &table(&["POD", "PHASE", "HEALTH", "RESTARTS", "IP", "NODE"], rows.collect());
-    let rows = list(&report["services"]).iter().map(|s| {
+    let found = list(&report["services"]);
+    let rows = found.iter().map(|s| {
         let ports: Vec<String> = list(&s["ports"]).iter().map(word).collect();
         vec![format!("{}/{}", word(&s["namespace"]), word(&s["name"])), word(&s["type"]), word(&s["clusterIP"]), ports.join(",")]
     });

@@ -14,7 +14,7 @@ const TIMEOUT: Duration = Duration::from_secs(280);
 
 fn job(name: &str, script: &str) -> Job {
     let image = std::env::temp_dir().join(format!("hull-vm-image-{}-{name}.tar", std::process::id()));
-    hull_agent::image::build::single_binary(&image, support::IMAGE, Path::new("/bin/busybox"), "/bin/busybox").expect("make the image");
+    hull_agent::image::build::of_binary(&image, support::IMAGE, Path::new("/bin/busybox"), "/bin/busybox").expect("make the image");
     let kubectl = Command::new("sh").args(["-c", "readlink -f $(command -v kubectl)"]).output().expect("find kubectl");
     let kubectl = PathBuf::from(String::from_utf8_lossy(&kubectl.stdout).trim());
     let mut files = vm::hull_binaries().expect("the built binaries");

@@ -17,6 +17,7 @@ pub mod pod;
 pub mod proxy;
 pub mod run;
 pub mod server;
+pub mod services;
 pub mod teardown;
 pub mod volume;
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use hull_runtime::cgroup::Hierarchy;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use crate::client::{ClientError, PatchKind};
 use crate::config::AgentConfig;
@@ -170,9 +171,10 @@ impl NodeReporter {
         NodeReporter { config, machine, api, version: String::new(), port, since: [now; 4], last: None }
     }
 
-    /// Registers the node, then keeps lease and status fresh, for ever.
-    pub async fn run(mut self) {
+    /// Registers the node and tells `ready`, then keeps lease and status fresh, for ever.
+    pub async fn run(mut self, ready: oneshot::Sender<()>) {
         self.register().await;
+        let _ = ready.send(());
         let mut lease = tokio::time::interval(LEASE_PERIOD);
         let mut look = tokio::time::interval(LOOK_PERIOD);
         let mut sent = tokio::time::Instant::now();

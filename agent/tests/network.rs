@@ -12,7 +12,12 @@ use support::{Host, Server, ask_connected, ask_tcp};
 
 fn network(host: &Host) -> PodNetwork {
     let run_dir = host.dir.path().join("run");
-    PodNetwork::new(&NetworkConfig { pod_cidr: "10.244.7.0/24".parse().unwrap(), run_dir, mtu: Some(1400) }).unwrap()
+    PodNetwork::new(&NetworkConfig {
+        pod_cidr: "10.244.7.0/24".parse().unwrap(),
+        run_dir,
+        mtu: Some(1400),
+    })
+    .unwrap()
 }
 
 struct Pod {
@@ -31,7 +36,9 @@ fn at(ip: Ipv4Addr, port: u16) -> SocketAddrV4 {
 }
 
 fn interface_exists(name: &str) -> bool {
-    fs::read_to_string("/proc/thread-self/net/dev").unwrap().contains(&format!("{name}:"))
+    fs::read_to_string("/proc/thread-self/net/dev")
+        .unwrap()
+        .contains(&format!("{name}:"))
 }
 
 #[test]
@@ -48,13 +55,19 @@ fn host_and_pods_reach_each_other() {
     let peer = |address: SocketAddrV4| TcpStream::connect(address).unwrap().local_addr().unwrap().ip();
 
     assert_eq!(ask_tcp(server.address).unwrap(), "b", "host to pod");
-    assert_eq!(peer(server.address), a.address.gateway, "the host speaks as the node's address in the pod range");
+    assert_eq!(
+        peer(server.address),
+        a.address.gateway,
+        "the host speaks as the node's address in the pod range"
+    );
     host.inside(&a.pinned, || {
         assert_eq!(ask_tcp(server.address).unwrap(), "b", "pod to pod");
         assert_eq!(peer(server.address), a.address.ip, "nothing is translated");
         assert_eq!(ask_tcp(on_host.address).unwrap(), "host", "pod to host");
     });
-    host.inside(&b.pinned, || assert_eq!(ask_tcp(server.address).unwrap(), "b", "pod to itself"));
+    host.inside(&b.pinned, || {
+        assert_eq!(ask_tcp(server.address).unwrap(), "b", "pod to itself")
+    });
 }
 
 #[test]
@@ -66,15 +79,27 @@ fn pods_reach_each_other_through_a_service() {
     let udp = host.inside(&b.pinned, || Server::udp(at(b.address.ip, 5353), "b"));
     let address = "10.96.0.7:80".parse().unwrap();
     let service = |protocol, server: &Server| {
-        (Frontend { address, protocol }, Balanced { affinity: None, backends: vec![server.address] })
+        (
+            Frontend { address, protocol },
+            Balanced {
+                affinity: None,
+                backends: vec![server.address],
+            },
+        )
     };
     let mut proxy = host.proxy();
-    let tables = Tables { services: [service(Protocol::Tcp, &tcp), service(Protocol::Udp, &udp)].into() };
+    let tables = Tables {
+        services: [service(Protocol::Tcp, &tcp), service(Protocol::Udp, &udp)].into(),
+    };
     proxy.apply(&tables).unwrap();
 
     assert_eq!(ask_tcp(address).unwrap(), "b", "from the host");
-    host.inside(&a.pinned, || assert_eq!(ask_tcp(address).unwrap(), "b", "from another pod"));
-    host.inside(&b.pinned, || assert_eq!(ask_tcp(address).unwrap(), "b", "from the backend itself"));
+    host.inside(&a.pinned, || {
+        assert_eq!(ask_tcp(address).unwrap(), "b", "from another pod")
+    });
+    host.inside(&b.pinned, || {
+        assert_eq!(ask_tcp(address).unwrap(), "b", "from the backend itself")
+    });
 
     // A resolver-like socket in a pod learns that its backend is gone.
     let socket = host.inside(&a.pinned, || {
@@ -134,21 +159,38 @@ fn a_restarted_agent_knows_its_pods_and_teardown_leaves_nothing() {
     network.shutdown().unwrap();
     assert!(!interface_exists(&next.address.host_interface));
     assert_eq!(fs::read_dir(host.dir.path().join("run/network")).unwrap().count(), 0);
-    assert!(UdpSocket::bind(at(network.node_address(), 0)).is_err(), "the node's own address is gone");
+    assert!(
+        UdpSocket::bind(at(network.node_address(), 0)).is_err(),
+        "the node's own address is gone"
+    );
 }
 
 #[test]
 fn namespaces_are_pinned_once_and_removed_completely() {
     let host = Host::enter();
     let pinned = host.pin("pod", Some("web-0"));
-    let identity = |kind| fs::metadata(pinned.path(kind)).map(|m| std::os::unix::fs::MetadataExt::ino(&m)).unwrap();
+    let identity = |kind| {
+        fs::metadata(pinned.path(kind))
+            .map(|m| std::os::unix::fs::MetadataExt::ino(&m))
+            .unwrap()
+    };
     let before: Vec<u64> = [Kind::Net, Kind::Ipc, Kind::Uts].map(identity).to_vec();
     host.pin("pod", Some("other"));
-    assert_eq!([Kind::Net, Kind::Ipc, Kind::Uts].map(identity).to_vec(), before, "existing pins are kept");
+    assert_eq!(
+        [Kind::Net, Kind::Ipc, Kind::Uts].map(identity).to_vec(),
+        before,
+        "existing pins are kept"
+    );
     assert_eq!(hostname_in(&pinned), "web-0");
     assert_ne!(hostname_in(&pinned), hostname());
     host.inside(&pinned, || {
-        assert!(UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", "127.0.0.1:9").is_ok(), "lo is up");
+        assert!(
+            UdpSocket::bind("127.0.0.1:0")
+                .unwrap()
+                .send_to(b"x", "127.0.0.1:9")
+                .is_ok(),
+            "lo is up"
+        );
     });
 
     let dir = host.netns_dir().join("pod");

@@ -25,6 +25,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
+const CA_NAME: &str = "hull-ca";
 const CA_DAYS: i64 = 3650;
 const LEAF_DAYS: i64 = 365;
 /// Made anew when less is left.
@@ -91,17 +92,33 @@ fn ensure_at(dir: &Path, config: &PkiConfig, now: Timestamp) -> Result<Pki, PkiE
         .chain(["localhost".to_owned()])
         .collect();
     names.extend(config.names.iter().cloned());
-    let client = |file, user, group| Leaf { file, user, group, names: Vec::new(), ips: Vec::new() };
+    let client = |file, user, group| Leaf {
+        file,
+        user,
+        group,
+        names: Vec::new(),
+        ips: Vec::new(),
+    };
     let server = |file, user, group, mut names: Vec<String>| {
         names.sort();
         names.dedup();
-        Leaf { file, user, group, names, ips: config.ips.clone() }
+        Leaf {
+            file,
+            user,
+            group,
+            names,
+            ips: config.ips.clone(),
+        }
     };
     let mut node_names = config.names.clone();
     node_names.push(config.node_name.clone());
     authority.ensure_leaf(&server("apiserver", "kube-apiserver", "", names))?;
     authority.ensure_leaf(&server("agent", &node, "system:nodes", node_names))?;
-    authority.ensure_leaf(&client("kubelet-client", "kube-apiserver-kubelet-client", "system:masters"))?;
+    authority.ensure_leaf(&client(
+        "kubelet-client",
+        "kube-apiserver-kubelet-client",
+        "system:masters",
+    ))?;
     let admin = authority.ensure_leaf(&client("admin", "kubernetes-admin", "system:masters"))?;
     let agent = authority.ensure_leaf(&client("agent-client", &node, "system:nodes"))?;
     let pki = Pki {
@@ -109,7 +126,10 @@ fn ensure_at(dir: &Path, config: &PkiConfig, now: Timestamp) -> Result<Pki, PkiE
         admin_kubeconfig: dir.join("admin.kubeconfig"),
         agent_kubeconfig: dir.join("agent.kubeconfig"),
     };
-    for (path, user, pair) in [(&pki.admin_kubeconfig, "admin", &admin), (&pki.agent_kubeconfig, "agent", &agent)] {
+    for (path, user, pair) in [
+        (&pki.admin_kubeconfig, "admin", &admin),
+        (&pki.agent_kubeconfig, "agent", &agent),
+    ] {
         let text = kubeconfig(&config.server, &authority.certificate, user, pair);
         if fs::read_to_string(path).ok().as_ref() != Some(&text) {
             write(path, &text)?;
@@ -151,7 +171,7 @@ impl<'a> Authority<'a> {
             Some((_, pem, key)) => (pem, key),
             None => {
                 let key = KeyPair::generate().map_err(|e| error("generating", &key_path, &e))?;
-                let mut parameters = parameters("hull-ca", "", now, CA_DAYS);
+                let mut parameters = parameters(CA_NAME, "", now, CA_DAYS);
                 parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
                 parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
                 let certificate = parameters.self_signed(&key).map_err(|e| error("signing", &path, &e))?;
@@ -161,8 +181,15 @@ impl<'a> Authority<'a> {
             }
         };
         let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|e| error("reading", &path, &e))?;
-        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|e| error("reading", &path, &e))?;
-        Ok(Self { dir, now, certificate, der, issuer })
+        // The issuer of a certificate is named by its CA's subject, which never changes, and its key.
+        let issuer = Issuer::new(parameters(CA_NAME, "", now, CA_DAYS), key);
+        Ok(Self {
+            dir,
+            now,
+            certificate,
+            der,
+            issuer,
+        })
     }
 
     fn ensure_leaf(&self, leaf: &Leaf<'_>) -> Result<Pair, PkiError> {
@@ -173,7 +200,10 @@ impl<'a> Authority<'a> {
             && self.signed(&der)
             && says(&der, leaf)
         {
-            return Ok(Pair { certificate, key: key.serialize_pem() });
+            return Ok(Pair {
+                certificate,
+                key: key.serialize_pem(),
+            });
         }
         let key = KeyPair::generate().map_err(|e| error("generating", &key_path, &e))?;
         let mut parameters = parameters(leaf.user, leaf.group, self.now, LEAF_DAYS);
@@ -187,8 +217,13 @@ impl<'a> Authority<'a> {
             true => ExtendedKeyUsagePurpose::ServerAuth,
             false => ExtendedKeyUsagePurpose::ClientAuth,
         });
-        let certificate = parameters.signed_by(&key, &self.issuer).map_err(|e| error("signing", &path, &e))?;
-        let pair = Pair { certificate: certificate.pem(), key: key.serialize_pem() };
+        let certificate = parameters
+            .signed_by(&key, &self.issuer)
+            .map_err(|e| error("signing", &path, &e))?;
+        let pair = Pair {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        };
         write(&key_path, &pair.key)?;
         write(&path, &pair.certificate)?;
         Ok(pair)
@@ -196,15 +231,23 @@ impl<'a> Authority<'a> {
 
     /// Whether a certificate is of this CA, not of one before it.
     fn signed(&self, der: &CertificateDer<'_>) -> bool {
-        let (Some(own), Some(leaf)) = (parse(&self.der), parse(der)) else { return false };
-        let own = own.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
-            _ => None,
-        });
-        let leaf = leaf.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
-            _ => None,
-        });
+        let (Some(own), Some(leaf)) = (parse(&self.der), parse(der)) else {
+            return false;
+        };
+        let own = own
+            .extensions()
+            .iter()
+            .find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+                _ => None,
+            });
+        let leaf = leaf
+            .extensions()
+            .iter()
+            .find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
+                _ => None,
+            });
         own.is_some() && own == leaf
     }
 }
@@ -219,7 +262,11 @@ fn parameters(user: &str, group: &str, now: Timestamp, days: i64) -> Certificate
     // Whole days; from yesterday, so that clocks a little behind agree.
     let day = |days: i64| {
         let date = (now + (days * 24).hours()).to_zoned(jiff::tz::TimeZone::UTC).date();
-        rcgen::date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
+        rcgen::date_time_ymd(
+            date.year().into(),
+            date.month().unsigned_abs(),
+            date.day().unsigned_abs(),
+        )
     };
     let mut parameters = CertificateParams::default();
     (parameters.not_before, parameters.not_after) = (day(-1), day(days));
@@ -261,7 +308,12 @@ fn says(der: &CertificateDer<'_>, leaf: &Leaf<'_>) -> bool {
             _ => None,
         })
         .collect();
-    let mut wanted: Vec<String> = leaf.names.iter().cloned().chain(leaf.ips.iter().map(IpAddr::to_string)).collect();
+    let mut wanted: Vec<String> = leaf
+        .names
+        .iter()
+        .cloned()
+        .chain(leaf.ips.iter().map(IpAddr::to_string))
+        .collect();
     alternatives.sort();
     wanted.sort();
     wanted.dedup();
@@ -296,10 +348,17 @@ fn kubeconfig(server: &str, ca: &str, user: &str, pair: &Pair) -> String {
 
 /// Replace a file as a whole, durably, readable by its owner only.
 fn write(path: &Path, text: &str) -> Result<(), PkiError> {
-    let unfinished = path.with_extension(format!("{}.new", path.extension().unwrap_or_default().to_string_lossy()));
+    let unfinished = path.with_extension(format!(
+        "{}.new",
+        path.extension().unwrap_or_default().to_string_lossy()
+    ));
     let written = (|| {
         let _ = fs::remove_file(&unfinished);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&unfinished)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&unfinished, path)?;
@@ -309,5 +368,9 @@ fn write(path: &Path, text: &str) -> Result<(), PkiError> {
 }
 
 fn error(tried: &'static str, path: &Path, what: &dyn std::fmt::Display) -> PkiError {
-    PkiError { tried, path: path.to_owned(), what: what.to_string() }
+    PkiError {
+        tried,
+        path: path.to_owned(),
+        what: what.to_string(),
+    }
 }

@@ -29,7 +29,12 @@ pub fn frontend(ctx: &SockAddrContext, family: Family, frontend: &mut Frontend) 
         _ => return false,
     };
     let Endpoint { address, port, .. } = read(ctx, family);
-    *frontend = Frontend { address, port, protocol, zero: 0 };
+    *frontend = Frontend {
+        address,
+        port,
+        protocol,
+        zero: 0,
+    };
     true
 }
 

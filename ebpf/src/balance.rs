@@ -55,7 +55,10 @@ fn kept(ctx: &SockAddrContext, service: &Service, endpoint: &mut Endpoint) -> bo
     if endpoint.port == 0 && (service.affinity == 0 || !affine(ctx, service, endpoint)) {
         return false;
     }
-    let member = Member { service: service.id, endpoint: *endpoint };
+    let member = Member {
+        service: service.id,
+        endpoint: *endpoint,
+    };
     // SAFETY: only whether the element exists is used.
     unsafe { MEMBERS.get(&member) }.is_some()
 }
@@ -77,7 +80,11 @@ fn affine(ctx: &SockAddrContext, service: &Service, endpoint: &mut Endpoint) -> 
 fn stay(ctx: &SockAddrContext, service: &Service, endpoint: &Endpoint) {
     // SAFETY: a helper without preconditions.
     let used = unsafe { bpf_ktime_get_ns() };
-    let affinity = Affinity { used, endpoint: *endpoint, zero: 0 };
+    let affinity = Affinity {
+        used,
+        endpoint: *endpoint,
+        zero: 0,
+    };
     // Without memory for it the client merely has no affinity.
     let _ = AFFINITY.insert(&client(ctx, service), &affinity, 0);
 }
@@ -86,14 +93,22 @@ fn stay(ctx: &SockAddrContext, service: &Service, endpoint: &Endpoint) {
 fn client(ctx: &SockAddrContext, service: &Service) -> Client {
     // SAFETY: the context is the one the kernel passed.
     let namespace = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    Client { namespace, service: service.id, zero: 0 }
+    Client {
+        namespace,
+        service: service.id,
+        zero: 0,
+    }
 }
 
 #[inline(always)]
 fn random(service: &Service, endpoint: &mut Endpoint) -> bool {
     // SAFETY: a helper without preconditions.
     let index = unsafe { bpf_get_prandom_u32() } % service.count;
-    let slot = Slot { service: service.id, generation: service.generation, index };
+    let slot = Slot {
+        service: service.id,
+        generation: service.generation,
+        index,
+    };
     // SAFETY: the element is copied at once, and its own key tells whether it was reused meanwhile.
     let backend = match unsafe { SLOTS.get(&slot) } {
         None => return false,

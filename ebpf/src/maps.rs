@@ -3,9 +3,7 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuHashMap, SkStorage};
 use aya_ebpf::macros::btf_map;
-use hull_ebpf_types::{
-    Affinity, Backend, Client, Counters, Frontend, Member, Origin, Peers, Service, Slot,
-};
+use hull_ebpf_types::{Affinity, Backend, Client, Counters, Frontend, Member, Origin, Peers, Service, Slot};
 
 /// Memory is taken for what is used, not for what could be.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;

@@ -14,7 +14,10 @@ const UDP: u8 = 17;
 
 #[inline(always)]
 pub fn connected(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &Endpoint) {
-    let mut origin = Origin { frontend: *frontend, endpoint: *endpoint };
+    let mut origin = Origin {
+        frontend: *frontend,
+        endpoint: *endpoint,
+    };
     // SAFETY: the context's socket is valid for the call; the value is checked before use.
     unsafe {
         let stored = ORIGINS.get_or_insert_ptr_mut(ctx, Some(&mut origin));
@@ -58,7 +61,10 @@ pub fn origin_of_connected(ctx: &SockAddrContext, shown: &Endpoint, asked: &mut 
 
 #[inline(always)]
 pub fn unconnected(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &Endpoint) {
-    let origin = Origin { frontend: *frontend, endpoint: *endpoint };
+    let origin = Origin {
+        frontend: *frontend,
+        endpoint: *endpoint,
+    };
     // SAFETY: as above; every index is below the length.
     unsafe {
         let peers = PEERS.get_or_insert_ptr_mut(ctx, None);
@@ -144,5 +150,9 @@ pub fn origin_of_unconnected(ctx: &SockAddrContext, shown: &Endpoint, asked: &mu
 
 #[inline(always)]
 fn asked_for(origin: &Origin) -> Endpoint {
-    Endpoint { address: origin.frontend.address, port: origin.frontend.port, zero: 0 }
+    Endpoint {
+        address: origin.frontend.address,
+        port: origin.frontend.port,
+        zero: 0,
+    }
 }

@@ -62,7 +62,7 @@ pub fn run(binaries: &Path, starts: usize, pods: usize) -> Result<()> {
     }
     println!("resident memory at rest     total      {total:7.1} MiB");
     let archive = Path::new(DATA_DIR).join("bench.tar");
-    hull_agent::image::build::single_binary(&archive, IMAGE, Path::new("/bin/busybox"), "/bin/busybox")?;
+    hull_agent::image::build::of_binary(&archive, IMAGE, Path::new("/bin/busybox"), "/bin/busybox")?;
     cluster.hull(&["image", "import", &archive.to_string_lossy()])?;
     std::fs::remove_file(&archive).context("remove the archive")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;

@@ -64,7 +64,7 @@ impl DemoCluster {
             strip.arg("-o").arg(stripped.path()).arg(binary);
             strip
         })?;
-        hull_agent::image::build::single_binary(archive.path(), IMAGE, stripped.path(), "/web")?;
+        hull_agent::image::build::of_binary(archive.path(), IMAGE, stripped.path(), "/web")?;
         let mut command = self.hull(&["image", "import"]);
         command.arg(archive.path());
         run(command)?;

@@ -116,6 +116,9 @@ mod tests {
         let error = Error::os("open /nowhere", io::Error::from_raw_os_error(libc::ENOENT));
         assert_eq!(error.to_string(), "open /nowhere: no such file or directory");
         assert_eq!(error.errno(), Some(libc::ENOENT));
-        assert_eq!(error.context("create c1").to_string(), "create c1: open /nowhere: no such file or directory");
+        assert_eq!(
+            error.context("create c1").to_string(),
+            "create c1: open /nowhere: no such file or directory"
+        );
     }
 }

@@ -71,18 +71,29 @@ impl Hook {
     fn new(stage: &str, hook: &spec::Hook) -> Result<Hook> {
         let path = hook.path();
         if !path.is_absolute() {
-            return Err(Error::invalid(format!("hooks.{stage}: path {:?} is not absolute", path.display())));
+            return Err(Error::invalid(format!(
+                "hooks.{stage}: path {:?} is not absolute",
+                path.display()
+            )));
         }
         if let Some(timeout) = hook.timeout().filter(|&timeout| timeout <= 0) {
-            return Err(Error::invalid(format!("hooks.{stage}: timeout is {timeout}; it must be greater than zero")));
+            return Err(Error::invalid(format!(
+                "hooks.{stage}: timeout is {timeout}; it must be greater than zero"
+            )));
         }
         let path = c_path("hooks.path", path)?;
         let argv = match hook.args().as_deref() {
             None | Some([]) => vec![path.clone()],
-            Some(args) => args.iter().map(|arg| c_string("hooks.args", arg)).collect::<Result<_>>()?,
+            Some(args) => args
+                .iter()
+                .map(|arg| c_string("hooks.args", arg))
+                .collect::<Result<_>>()?,
         };
         let envp = match hook.env() {
-            Some(env) => env.iter().map(|entry| c_string("hooks.env", entry)).collect::<Result<_>>()?,
+            Some(env) => env
+                .iter()
+                .map(|entry| c_string("hooks.env", entry))
+                .collect::<Result<_>>()?,
             None => inherited_environment(),
         };
         Ok(Hook {
@@ -140,8 +151,12 @@ fn write_all(file: BorrowedFd, mut bytes: &[u8]) -> Sys<()> {
 /// Run the hooks of one stage in order; the first failure stops.
 pub(crate) fn run(stage: &str, hooks: &[Hook], state: &HookState, pid: i32) -> Step {
     for (index, hook) in hooks.iter().enumerate() {
-        hook.run(state, pid)
-            .map_err(|fault| Fault::plain(format_args!("running {stage} hook #{index} {}: {fault}", Shown(&hook.path))))?;
+        hook.run(state, pid).map_err(|fault| {
+            Fault::plain(format_args!(
+                "running {stage} hook #{index} {}: {fault}",
+                Shown(&hook.path)
+            ))
+        })?;
     }
     Ok(())
 }
@@ -150,7 +165,9 @@ impl Hook {
     fn run(&self, state: &HookState, pid: i32) -> Step {
         let input = rustix::fs::memfd_create(c"state", MemfdFlags::CLOEXEC).explain(format_args!("memfd_create"))?;
         let output = rustix::fs::memfd_create(c"output", MemfdFlags::CLOEXEC).explain(format_args!("memfd_create"))?;
-        state.write(input.as_fd(), pid).explain(format_args!("write the state"))?;
+        state
+            .write(input.as_fd(), pid)
+            .explain(format_args!("write the state"))?;
         let (failed, report) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).explain(format_args!("pipe"))?;
         // SAFETY: the child makes only system calls before it executes the hook.
         let pidfd = match unsafe { syscall::clone3(0, None) }.explain(format_args!("clone3"))? {
@@ -161,7 +178,10 @@ impl Hook {
         let mut errno = [0; 4];
         if rustix::io::read(&failed, &mut errno) == Ok(errno.len()) {
             let _ = wait(pidfd.as_fd());
-            return Err(Fault::new(Errno::from_raw_os_error(i32::from_le_bytes(errno)), format_args!("execute it")));
+            return Err(Fault::new(
+                Errno::from_raw_os_error(i32::from_le_bytes(errno)),
+                format_args!("execute it"),
+            ));
         }
         self.finish(pidfd.as_fd(), output.as_fd())
     }
@@ -268,7 +288,10 @@ mod tests {
 
     #[test]
     fn a_hook_reads_the_state_with_the_pid() {
-        let hooks = shell("read state; case $state in '{\"pid\":4242,'*'\"id\":\"c1\"'*) exit 0;; esac; exit 1", None);
+        let hooks = shell(
+            "read state; case $state in '{\"pid\":4242,'*'\"id\":\"c1\"'*) exit 0;; esac; exit 1",
+            None,
+        );
         assert!(run("createRuntime", &hooks, &state(), 4242).is_ok());
     }
 
@@ -286,7 +309,10 @@ mod tests {
     fn a_hook_that_hangs_is_killed() {
         let hooks = shell("exec sleep 1000", Some(1));
         let error = run("createRuntime", &hooks, &state(), 1).err().unwrap().into_error();
-        assert!(error.to_string().ends_with("killed after its timeout of 1 s"), "{error}");
+        assert!(
+            error.to_string().ends_with("killed after its timeout of 1 s"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -294,12 +320,20 @@ mod tests {
         let hook = serde_json::json!({"path": "/nowhere/hook"});
         let hooks = stage("prestart", &Some(vec![serde_json::from_value(hook).unwrap()])).unwrap();
         let error = run("prestart", &hooks, &state(), 1).err().unwrap().into_error();
-        assert!(error.to_string().ends_with("execute it: no such file or directory"), "{error}");
+        assert!(
+            error.to_string().ends_with("execute it: no such file or directory"),
+            "{error}"
+        );
     }
 
     #[test]
     fn relative_paths_and_zero_timeouts_are_refused() {
-        let hook = |json| stage("poststop", &Some(vec![serde_json::from_value(json).unwrap()])).err().unwrap().to_string();
+        let hook = |json| {
+            stage("poststop", &Some(vec![serde_json::from_value(json).unwrap()]))
+                .err()
+                .unwrap()
+                .to_string()
+        };
         assert!(hook(serde_json::json!({"path": "hook"})).contains("not absolute"));
         assert!(hook(serde_json::json!({"path": "/hook", "timeout": 0})).contains("greater than zero"));
     }

@@ -4,7 +4,7 @@
 //! no namespace, so nobody can make it writable again. Where mounts are refused, a sealed memfd copy takes its place.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
@@ -28,7 +28,8 @@ pub fn protect() -> Result<()> {
     };
     let strings = |items: Vec<Vec<u8>>| items.into_iter().filter_map(|item| CString::new(item).ok()).collect();
     let argv = CArray::new(strings(std::env::args_os().map(OsStringExt::into_vec).collect()), 0);
-    let pair = |(name, value): (std::ffi::OsString, std::ffi::OsString)| [name.into_vec(), value.into_vec()].join(&b'=');
+    let pair =
+        |(name, value): (std::ffi::OsString, std::ffi::OsString)| [name.into_vec(), value.into_vec()].join(&b'=');
     let envp = CArray::new(strings(std::env::vars_os().map(pair).collect()), 0);
     // SAFETY: CArray keeps NULL-terminated arrays; the descriptor is open.
     let errno = unsafe { syscall::fexecve(binary.as_fd(), argv.as_ptr(), envp.as_ptr()) };
@@ -45,7 +46,11 @@ fn is_protected() -> Sys<bool> {
 }
 
 fn read_only_mount() -> Sys<OwnedFd> {
-    let tree = rustix::mount::open_tree(CWD, SELF, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    let tree = rustix::mount::open_tree(
+        CWD,
+        SELF,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )?;
     syscall::mount_setattr(tree.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0)?;
     Ok(tree)
 }
@@ -66,14 +71,23 @@ fn sealed_copy() -> Sys<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn the_mount_cannot_be_written_through_and_the_copy_is_sealed() {
         let mount = read_only_mount().unwrap();
         let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
         let error = std::fs::OpenOptions::new().write(true).open(path).unwrap_err();
-        assert!(matches!(error.raw_os_error(), Some(libc::EROFS | libc::ETXTBSY)), "{error}");
-        assert!(rustix::fs::fstatvfs(&mount).unwrap().f_flag.contains(StatVfsMountFlags::RDONLY));
+        assert!(
+            matches!(error.raw_os_error(), Some(libc::EROFS | libc::ETXTBSY)),
+            "{error}"
+        );
+        assert!(
+            rustix::fs::fstatvfs(&mount)
+                .unwrap()
+                .f_flag
+                .contains(StatVfsMountFlags::RDONLY)
+        );
         let copy = sealed_copy().unwrap();
         assert_eq!(rustix::io::write(&copy, b"x"), Err(Errno::PERM));
     }

@@ -45,12 +45,29 @@ pub fn parse(text: &str) -> Option<i32> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(offset) = name.strip_prefix("RTMIN") {
-        return real_time(34, offset.strip_prefix('+').or(Some(offset)).filter(|text| !text.starts_with('-'))?, 1);
+        return real_time(
+            34,
+            offset
+                .strip_prefix('+')
+                .or(Some(offset))
+                .filter(|text| !text.starts_with('-'))?,
+            1,
+        );
     }
     if let Some(offset) = name.strip_prefix("RTMAX") {
-        return real_time(64, offset.strip_prefix('-').or(Some(offset)).filter(|text| !text.starts_with('+'))?, -1);
+        return real_time(
+            64,
+            offset
+                .strip_prefix('-')
+                .or(Some(offset))
+                .filter(|text| !text.starts_with('+'))?,
+            -1,
+        );
     }
-    NAMES.iter().find(|(other, _)| *other == name).map(|(_, number)| *number)
+    NAMES
+        .iter()
+        .find(|(other, _)| *other == name)
+        .map(|(_, number)| *number)
 }
 
 fn real_time(base: i32, offset: &str, sign: i32) -> Option<i32> {

@@ -115,20 +115,22 @@ pub(crate) fn cloexec_from(first: u32) -> Sys<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
 }
 
-/// seccomp(2) SECCOMP_SET_MODE_FILTER; a descriptor comes back with SECCOMP_FILTER_FLAG_NEW_LISTENER.
-pub(crate) fn seccomp_load(filter: &[libc::sock_filter], flags: u64) -> Sys<Option<OwnedFd>> {
+/// seccomp(2) SECCOMP_SET_MODE_FILTER.
+pub(crate) fn seccomp_load(filter: &[libc::sock_filter], flags: u64) -> Sys<()> {
     let program = libc::sock_fprog {
         len: filter.len() as u16,
         filter: filter.as_ptr().cast_mut(),
     };
     // SAFETY: the program and its instructions live through the call; the kernel copies them.
-    let fd =
-        check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })?;
-    if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
-        return Ok(None);
-    }
-    // SAFETY: with NEW_LISTENER the result is a descriptor that we own.
-    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    })
+    .map(drop)
 }
 
 /// bpf(2).
@@ -241,11 +243,7 @@ pub(crate) fn getcwd(buffer: &mut [u8]) -> Sys<usize> {
 ///
 /// # Safety
 /// `argv` and `envp` must be NULL-terminated arrays of C strings.
-pub(crate) unsafe fn execve(
-    path: &CStr,
-    argv: *const *const libc::c_char,
-    envp: *const *const libc::c_char,
-) -> Errno {
+pub(crate) unsafe fn execve(path: &CStr, argv: *const *const libc::c_char, envp: *const *const libc::c_char) -> Errno {
     // SAFETY: by the contract of this function.
     match check(unsafe { libc::syscall(libc::SYS_execve, path.as_ptr(), argv, envp) }) {
         Err(errno) => errno,
@@ -273,7 +271,16 @@ pub(crate) unsafe fn fexecve(
 ) -> Errno {
     let path = c"".as_ptr();
     // SAFETY: by the contract of this function.
-    match check(unsafe { libc::syscall(libc::SYS_execveat, file.as_raw_fd(), path, argv, envp, libc::AT_EMPTY_PATH) }) {
+    match check(unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            path,
+            argv,
+            envp,
+            libc::AT_EMPTY_PATH,
+        )
+    }) {
         Err(errno) => errno,
         Ok(_) => Errno::INVAL,
     }

@@ -32,10 +32,16 @@ struct Ward {
 impl Ward {
     fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests need root");
-        assert!(Path::new(BUSYBOX).exists(), "these tests need {BUSYBOX}: apt-get install busybox-static");
+        assert!(
+            Path::new(BUSYBOX).exists(),
+            "these tests need {BUSYBOX}: apt-get install busybox-static"
+        );
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = tempfile::Builder::new().prefix("hull-warden-test-").tempdir().unwrap();
-        let ward = Self { dir, cgroup: format!("/hull-test-warden-{}-{number}", std::process::id()) };
+        let ward = Self {
+            dir,
+            cgroup: format!("/hull-test-warden-{}-{number}", std::process::id()),
+        };
         ward.spawn();
         ward
     }
@@ -96,7 +102,11 @@ impl Ward {
         CreateRequest {
             id: id.into(),
             bundle,
-            log: Some(LogConfig { path: self.log_path(id), max_bytes: 0, max_files: 5 }),
+            log: Some(LogConfig {
+                path: self.log_path(id),
+                max_bytes: 0,
+                max_files: 5,
+            }),
             stdin: false,
             terminal: false,
             labels: BTreeMap::from([("name".to_owned(), id.to_owned())]),
@@ -112,7 +122,13 @@ impl Ward {
     }
 
     fn state(&self, id: &str) -> ContainerState {
-        self.client().list().unwrap().into_iter().find(|container| container.id == id).unwrap().state
+        self.client()
+            .list()
+            .unwrap()
+            .into_iter()
+            .find(|container| container.id == id)
+            .unwrap()
+            .state
     }
 
     fn exit(&self, id: &str) -> Exit {
@@ -127,14 +143,26 @@ impl Ward {
         let path = self.log_path(id);
         let mut files = warden::rotated_files(&path);
         files.push(path);
-        let log: String = files.iter().map(|file| fs::read_to_string(file).unwrap_or_default()).collect();
-        log.lines().map(|line| line.splitn(3, ' ').nth(2).unwrap().to_owned()).collect()
+        let log: String = files
+            .iter()
+            .map(|file| fs::read_to_string(file).unwrap_or_default())
+            .collect();
+        log.lines()
+            .map(|line| line.splitn(3, ' ').nth(2).unwrap().to_owned())
+            .collect()
     }
 
     fn exec_request(&self, id: &str, exec_id: &str, script: &str) -> ExecRequest {
-        let process = json!({"args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
+        let process =
+            json!({"args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
         let process: Process = serde_json::from_value(process).unwrap();
-        ExecRequest { id: id.into(), exec_id: exec_id.into(), process, terminal: false, stdin: false }
+        ExecRequest {
+            id: id.into(),
+            exec_id: exec_id.into(),
+            process,
+            terminal: false,
+            stdin: false,
+        }
     }
 }
 
@@ -164,7 +192,11 @@ fn await_exit(held: &Held) {
 /// The end of this container or exec, from the events.
 fn await_event(events: &mut EventStream, id: &str, exec_id: Option<&str>) -> Exit {
     for event in events {
-        let Event::Exited { id: of, exec_id: exec, exit } = event.unwrap();
+        let Event::Exited {
+            id: of,
+            exec_id: exec,
+            exit,
+        } = event.unwrap();
         if of == id && exec.as_deref() == exec_id {
             return exit;
         }
@@ -208,7 +240,10 @@ fn a_container_lives_logs_and_is_deleted() {
     texts.sort();
     assert_eq!(texts, ["F err", "F out", "P rest"], "complete when the event comes");
     let info = ward.client().list().unwrap().remove(0);
-    assert_eq!((info.pid, info.start_time, info.state), (created.pid, created.start_time, ContainerState::Exited(exit)));
+    assert_eq!(
+        (info.pid, info.start_time, info.state),
+        (created.pid, created.start_time, ContainerState::Exited(exit))
+    );
     assert_eq!(info.labels["name"], "web");
     ward.client().delete("web", false).unwrap();
     assert!(ward.client().list().unwrap().is_empty());
@@ -225,7 +260,13 @@ fn what_cannot_be_is_refused_with_a_reason() {
     let mut request = ward.request("a", bundle.clone());
     assert!(ward.client().create(request.clone()).unwrap_err().is_already_exists());
     request.id = "../x".into();
-    assert!(ward.client().create(request.clone()).unwrap_err().to_string().contains("../x"));
+    assert!(
+        ward.client()
+            .create(request.clone())
+            .unwrap_err()
+            .to_string()
+            .contains("../x")
+    );
     request.id = "missing".into();
     request.bundle = "/nowhere".into();
     let error = ward.client().create(request).unwrap_err().to_string();
@@ -241,7 +282,10 @@ fn what_cannot_be_is_refused_with_a_reason() {
 fn a_program_that_is_missing_fails_and_leaves_nothing() {
     let ward = Ward::new();
     let bundle = ward.bundle("bad", "", |config| config["process"]["args"] = json!(["/bin/nothing"]));
-    let failed = ward.client().create(ward.request("bad", bundle)).and_then(|_| ward.client().start("bad"));
+    let failed = ward
+        .client()
+        .create(ward.request("bad", bundle))
+        .and_then(|_| ward.client().start("bad"));
     let error = failed.unwrap_err().to_string();
     assert!(error.contains("/bin/nothing"), "{error}");
     ward.client().delete("bad", true).unwrap();
@@ -262,7 +306,10 @@ fn an_exec_gets_pipes_and_reports_its_exit() {
     assert_eq!(read_all(started.stdout.unwrap()), "got input\n");
     assert_eq!(read_all(started.stderr.unwrap()), "bad\n");
     await_readable(&started.pidfd);
-    let exit = client.exec_exit("a", "e1").unwrap().expect("certain once the pidfd is readable");
+    let exit = client
+        .exec_exit("a", "e1")
+        .unwrap()
+        .expect("certain once the pidfd is readable");
     assert_eq!(exit.code, Some(3));
     assert_eq!(await_event(&mut events, "a", Some("e1")), exit);
     let started = client.exec(ward.exec_request("a", "e2", "exec sleep 1000")).unwrap();
@@ -270,6 +317,20 @@ fn an_exec_gets_pipes_and_reports_its_exit() {
     await_readable(&started.pidfd);
     assert_eq!(client.exec_exit("a", "e2").unwrap().unwrap().status(), Some(137));
     assert!(ward.texts("a").is_empty(), "an exec's output is no log");
+}
+
+#[test]
+fn a_container_with_a_running_exec_is_deleted_at_once() {
+    let ward = Ward::new();
+    let created = ward.run("a", "exec sleep 1000");
+    let client = ward.client();
+    let mut events = client.subscribe().unwrap();
+    let exec = client.exec(ward.exec_request("a", "e", "exec sleep 1000")).unwrap();
+    client.delete("a", true).unwrap();
+    assert_eq!(await_event(&mut events, "a", Some("e")).signal, Some(9));
+    assert_eq!(await_event(&mut events, "a", None).signal, Some(9));
+    await_readable(&exec.pidfd);
+    await_exit(&created.held);
 }
 
 #[test]
@@ -290,12 +351,19 @@ fn an_exec_may_have_a_terminal() {
 #[test]
 fn a_killed_warden_is_noticed_by_nobody_in_a_container() {
     let ward = Ward::new();
-    let created = ward.run("a", "i=0; while read line; do i=$((i+1)); echo line $i $line; done < /gate; exit 7");
+    let created = ward.run(
+        "a",
+        "i=0; while read line; do i=$((i+1)); echo line $i $line; done < /gate; exit 7",
+    );
     ward.client().delete("a", true).unwrap();
     drop(created);
 
     // A gate lets the container go on when the test wants.
-    let bundle = ward.bundle("b", "echo before; read x < /gate; echo $x; read x < /gate; echo $x; exit 7", |_| {});
+    let bundle = ward.bundle(
+        "b",
+        "echo before; read x < /gate; echo $x; read x < /gate; echo $x; exit 7",
+        |_| {},
+    );
     let gate = bundle.join("rootfs/gate");
     nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let created = ward.client().create(ward.request("b", bundle)).unwrap();
@@ -308,14 +376,21 @@ fn a_killed_warden_is_noticed_by_nobody_in_a_container() {
     let client = ward.client();
     let mut events = client.subscribe().unwrap();
     let info = client.list().unwrap().remove(0);
-    assert_eq!((info.pid, info.start_time, info.state), (created.pid, created.start_time, ContainerState::Running));
+    assert_eq!(
+        (info.pid, info.start_time, info.state),
+        (created.pid, created.start_time, ContainerState::Running)
+    );
     assert!(info.started_at.is_some());
     await_file(&ward.log_path("b"), |log| log.contains("while dead"));
     let exec = client.exec(ward.exec_request("b", "e", "echo alive")).unwrap();
     assert_eq!(read_all(exec.stdout.unwrap()), "alive\n");
     fs::write(&gate, "after\n").unwrap();
     let exit = await_event(&mut events, "b", None);
-    assert_eq!((exit.code, exit.signal), (Some(7), None), "an adopted container's exit code is right");
+    assert_eq!(
+        (exit.code, exit.signal),
+        (Some(7), None),
+        "an adopted container's exit code is right"
+    );
     assert_eq!(ward.texts("b"), ["F before", "F while dead", "F after"]);
     client.delete("b", false).unwrap();
 }
@@ -329,7 +404,11 @@ fn end_without_warden(ward: &Ward, id: &str, hold: bool) -> (Created, PathBuf) {
     ward.client().start(id).unwrap();
     let pidfd = pidfd_open(Pid::from_raw(created.pid).unwrap(), PidfdFlags::empty()).unwrap();
     if !hold {
-        created.held = Held { pidfd: None, console: None, logs: Vec::new() };
+        created.held = Held {
+            pidfd: None,
+            console: None,
+            logs: Vec::new(),
+        };
     }
     ward.kill_warden();
     fs::write(&gate, "go\n").unwrap();
@@ -337,7 +416,10 @@ fn end_without_warden(ward: &Ward, id: &str, hold: bool) -> (Created, PathBuf) {
     // Gone for good, not only a zombie.
     let mut fds = [PollFd::new(&pidfd, PollFlags::empty())];
     poll(&mut fds, Some(&PATIENCE)).unwrap();
-    assert!(fds[0].revents().contains(PollFlags::HUP), "nobody reaps orphans on this machine");
+    assert!(
+        fds[0].revents().contains(PollFlags::HUP),
+        "nobody reaps orphans on this machine"
+    );
     drop(pidfd);
     ward.spawn();
     (created, gate)
@@ -353,7 +435,11 @@ fn an_exit_while_no_warden_lives_is_known_from_what_the_agent_holds() {
     client.adopt("held", &created.held).unwrap();
     assert_eq!(await_event(&mut events, "held", None).code, Some(9));
     assert_eq!(ward.exit("held").code, Some(9));
-    assert_eq!(ward.texts("held"), ["F last words"], "the agent's descriptor kept the pipe");
+    assert_eq!(
+        ward.texts("held"),
+        ["F last words"],
+        "the agent's descriptor kept the pipe"
+    );
     ward.kill_warden();
     ward.spawn();
     assert_eq!(ward.exit("held").code, Some(9), "it is on disk");
@@ -400,7 +486,11 @@ fn a_runaway_log_is_rotated_and_memory_stays_small() {
     let ward = Ward::new();
     let bundle = ward.bundle("yes", "busybox yes | busybox head -c 40000000", |_| {});
     let mut request = ward.request("yes", bundle);
-    request.log = Some(LogConfig { path: ward.log_path("yes"), max_bytes: 1 << 20, max_files: 3 });
+    request.log = Some(LogConfig {
+        path: ward.log_path("yes"),
+        max_bytes: 1 << 20,
+        max_files: 3,
+    });
     let mut events = ward.client().subscribe().unwrap();
     ward.client().create(request).unwrap();
     ward.client().start("yes").unwrap();
@@ -422,7 +512,10 @@ fn a_runaway_log_is_rotated_and_memory_stays_small() {
 fn a_line_without_end_is_split_and_another_container_is_not_held_up() {
     let ward = Ward::new();
     let long = 5_000_000;
-    let flooder = ward.run("flooder", &format!("busybox head -c {long} /dev/zero | busybox tr '\\0' x; echo"));
+    let flooder = ward.run(
+        "flooder",
+        &format!("busybox head -c {long} /dev/zero | busybox tr '\\0' x; echo"),
+    );
     let mut events = ward.client().subscribe().unwrap();
     ward.run("small", "echo quick");
     await_event(&mut events, "small", None);
@@ -431,7 +524,11 @@ fn a_line_without_end_is_split_and_another_container_is_not_held_up() {
     // Any answer comes after the warden has seen the end.
     assert_eq!(ward.exit("flooder").code, Some(0));
     let texts = ward.texts("flooder");
-    assert!(texts[..texts.len() - 1].iter().all(|text| text.starts_with("P ") && text.len() == 2 + (16 << 10)));
+    assert!(
+        texts[..texts.len() - 1]
+            .iter()
+            .all(|text| text.starts_with("P ") && text.len() == 2 + (16 << 10))
+    );
     assert!(texts.last().unwrap().starts_with("F "));
     assert_eq!(texts.iter().map(|text| text.len() - 2).sum::<usize>(), long);
 }
@@ -502,7 +599,10 @@ fn one_warden_for_any_number_of_starters_and_no_descriptor_leaks() {
     let texts = ward.texts("fds");
     let listed: Vec<&str> = texts[0].split_whitespace().skip(1).collect();
     assert_eq!(listed[..3], ["0", "1", "2"]);
-    assert!(listed.len() <= 4, "the shell itself may have the directory open: {listed:?}");
+    assert!(
+        listed.len() <= 4,
+        "the shell itself may have the directory open: {listed:?}"
+    );
 }
 
 #[test]
@@ -528,7 +628,11 @@ fn shutdown_without_kill_leaves_containers_to_the_next_warden() {
     assert_eq!((info.pid, info.state), (created.pid, ContainerState::Running));
     ward.client().shutdown(true).unwrap();
     await_exit(&created.held);
-    let left = Command::new(BINARY).args(["warden", "--dir"]).arg(ward.warden_dir()).status().unwrap();
+    let left = Command::new(BINARY)
+        .args(["warden", "--dir"])
+        .arg(ward.warden_dir())
+        .status()
+        .unwrap();
     assert!(left.success());
     assert!(ward.client().list().unwrap().is_empty());
 }
@@ -536,9 +640,13 @@ fn shutdown_without_kill_leaves_containers_to_the_next_warden() {
 #[test]
 fn a_terminal_outlives_the_warden_while_the_agent_holds_it() {
     let ward = Ward::new();
-    let bundle = ward.bundle("tty", "test -t 1 && echo on a terminal; read x; echo got $x; exec sleep 1000", |config| {
-        config["process"]["terminal"] = json!(true);
-    });
+    let bundle = ward.bundle(
+        "tty",
+        "test -t 1 && echo on a terminal; read x; echo got $x; exec sleep 1000",
+        |config| {
+            config["process"]["terminal"] = json!(true);
+        },
+    );
     let mut request = ward.request("tty", bundle);
     request.terminal = true;
     let created = ward.client().create(request).unwrap();

@@ -91,7 +91,7 @@ impl TestCluster {
     /// Packs the host's static busybox as an image and imports it.
     pub fn import_busybox(&self) {
         let archive = self.data_dir.path().join("busybox.tar");
-        hull_agent::image::build::single_binary(&archive, IMAGE, Path::new("/bin/busybox"), "/bin/busybox").expect("make the image");
+        hull_agent::image::build::of_binary(&archive, IMAGE, Path::new("/bin/busybox"), "/bin/busybox").expect("make the image");
         let out = output(self.hull(&["image", "import"]).arg(&archive));
         assert!(out.status.success(), "hull image import: {}", text(&out));
     }

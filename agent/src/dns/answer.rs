@@ -21,7 +21,11 @@ pub(super) enum Answer {
     /// The name is not the cluster's: someone else knows.
     NotOurs,
     /// Records, possibly none (the name exists, but has none of that type).
-    Records { answers: Vec<Record>, additionals: Vec<Record>, authority: Option<Record> },
+    Records {
+        answers: Vec<Record>,
+        additionals: Vec<Record>,
+        authority: Option<Record>,
+    },
     /// The name is an alias for one that is not the cluster's.
     Alias { record: Record, target: Name },
     /// The name does not exist.
@@ -43,8 +47,18 @@ enum Found<'a> {
     /// Exists only because names below it do.
     Empty,
     Addresses(Vec<Ipv4Addr>),
-    Service { service: &'a str, namespace: &'a str, entry: &'a Entry },
-    Ports { service: &'a str, namespace: &'a str, entry: &'a Entry, name: &'a str, protocol: &'a str },
+    Service {
+        service: &'a str,
+        namespace: &'a str,
+        entry: &'a Entry,
+    },
+    Ports {
+        service: &'a str,
+        namespace: &'a str,
+        entry: &'a Entry,
+        name: &'a str,
+        protocol: &'a str,
+    },
     Version,
     Apex,
 }
@@ -55,8 +69,11 @@ impl Zone {
         if query.query_class() != DNSClass::IN {
             return Answer::NotOurs;
         }
-        let labels: Vec<String> =
-            query.name().iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect();
+        let labels: Vec<String> = query
+            .name()
+            .iter()
+            .map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
+            .collect();
         let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
         if let Some(address) = reverse_address(&labels) {
             return self.answer_reverse(query, address);
@@ -87,13 +104,23 @@ impl Zone {
             [host, _, "pod"] => Some(Found::Addresses(vec![undashed(host)?])),
             [service, namespace, "svc"] => {
                 let entry = self.entry(service, namespace)?;
-                Some(Found::Service { service, namespace, entry })
+                Some(Found::Service {
+                    service,
+                    namespace,
+                    entry,
+                })
             }
             [name, protocol, service, namespace, "svc"] => {
                 let (name, protocol) = (name.strip_prefix('_')?, protocol.strip_prefix('_')?);
                 let entry = self.entry(service, namespace)?;
                 let exists = entry.ports().any(|port| port.name == name && port.protocol == protocol);
-                exists.then_some(Found::Ports { service, namespace, entry, name, protocol })
+                exists.then_some(Found::Ports {
+                    service,
+                    namespace,
+                    entry,
+                    name,
+                    protocol,
+                })
             }
             [label, service, namespace, "svc"] => self.find_below(label, self.entry(service, namespace)?),
             _ => None,
@@ -103,13 +130,19 @@ impl Zone {
     /// A host of a headless service, or the empty name above ports.
     fn find_below<'a>(&self, label: &str, entry: &'a Entry) -> Option<Found<'a>> {
         if let Some(protocol) = label.strip_prefix('_') {
-            return entry.ports().any(|port| port.protocol == protocol).then_some(Found::Empty);
+            return entry
+                .ports()
+                .any(|port| port.protocol == protocol)
+                .then_some(Found::Empty);
         }
         let Entry::Headless { hosts } = entry else {
             return None;
         };
-        let addresses: Vec<Ipv4Addr> =
-            hosts.iter().filter(|host| host.label == label).map(|host| host.address).collect();
+        let addresses: Vec<Ipv4Addr> = hosts
+            .iter()
+            .filter(|host| host.label == label)
+            .map(|host| host.address)
+            .collect();
         (!addresses.is_empty()).then_some(Found::Addresses(addresses))
     }
 
@@ -122,7 +155,13 @@ impl Zone {
         let owner = query.name();
         let mut additionals = Vec::new();
         let answers = match (found, kind) {
-            (Found::Service { entry: Entry::External { name }, .. }, _) => {
+            (
+                Found::Service {
+                    entry: Entry::External { name },
+                    ..
+                },
+                _,
+            ) => {
                 return match Name::from_utf8(name) {
                     Ok(target) => self.alias(query, target, rotation),
                     Err(_) => self.no_data(),
@@ -130,12 +169,28 @@ impl Zone {
             }
             (Found::Addresses(addresses), RecordType::A) => addresses_of(owner, addresses, rotation),
             (Found::Service { entry, .. }, RecordType::A) => addresses_of(owner, &entry.addresses(), rotation),
-            (Found::Service { service, namespace, entry }, RecordType::SRV) => {
+            (
+                Found::Service {
+                    service,
+                    namespace,
+                    entry,
+                },
+                RecordType::SRV,
+            ) => {
                 let answers = self.ports(owner, (service, namespace), entry, |_| true);
                 additionals = targets(&answers, entry);
                 answers
             }
-            (Found::Ports { service, namespace, entry, name, protocol }, RecordType::SRV) => {
+            (
+                Found::Ports {
+                    service,
+                    namespace,
+                    entry,
+                    name,
+                    protocol,
+                },
+                RecordType::SRV,
+            ) => {
                 let wanted = |port: &Port| port.name == *name && port.protocol == *protocol;
                 let answers = self.ports(owner, (service, namespace), entry, wanted);
                 additionals = targets(&answers, entry);
@@ -150,7 +205,11 @@ impl Zone {
         if answers.is_empty() {
             return self.no_data();
         }
-        Answer::Records { answers, additionals, authority: None }
+        Answer::Records {
+            answers,
+            additionals,
+            authority: None,
+        }
     }
 
     /// An alias into the cluster is followed once; one that leads outside is for the caller to resolve.
@@ -158,10 +217,16 @@ impl Zone {
         target.set_fqdn(true);
         let alias = record(query.name(), RData::CNAME(CNAME(target.clone())));
         if query.query_type() == RecordType::CNAME {
-            return Answer::Records { answers: vec![alias], additionals: Vec::new(), authority: None };
+            return Answer::Records {
+                answers: vec![alias],
+                additionals: Vec::new(),
+                authority: None,
+            };
         }
-        let labels: Vec<String> =
-            target.iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect();
+        let labels: Vec<String> = target
+            .iter()
+            .map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
+            .collect();
         let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
         let Some(relative) = self.relative(&labels) else {
             return Answer::Alias { record: alias, target };
@@ -169,12 +234,22 @@ impl Zone {
         let mut answers = vec![alias];
         let followed = Query::query(target, query.query_type());
         if let Some(found) = self.find(relative)
-            && !matches!(found, Found::Service { entry: Entry::External { .. }, .. })
+            && !matches!(
+                found,
+                Found::Service {
+                    entry: Entry::External { .. },
+                    ..
+                }
+            )
             && let Answer::Records { answers: more, .. } = self.records(&followed, &found, rotation)
         {
             answers.extend(more);
         }
-        Answer::Records { answers, additionals: Vec::new(), authority: None }
+        Answer::Records {
+            answers,
+            additionals: Vec::new(),
+            authority: None,
+        }
     }
 
     /// SRV records; all of a service's ports have the same chance, so have all hosts of a port.
@@ -187,12 +262,17 @@ impl Zone {
     ) -> Vec<Record> {
         let srv = |host: Option<&str>, port: &Port| {
             let target = self.name(host.into_iter().chain([service, namespace, "svc"]))?;
-            Some(record(owner, RData::SRV(SRV::new(0, DEFAULT_WEIGHT, port.number, target))))
+            Some(record(
+                owner,
+                RData::SRV(SRV::new(0, DEFAULT_WEIGHT, port.number, target)),
+            ))
         };
         match entry {
-            Entry::Cluster { ports, .. } => {
-                ports.iter().filter(|port| wanted(port)).filter_map(|port| srv(None, port)).collect()
-            }
+            Entry::Cluster { ports, .. } => ports
+                .iter()
+                .filter(|port| wanted(port))
+                .filter_map(|port| srv(None, port))
+                .collect(),
             Entry::Headless { hosts } => hosts
                 .iter()
                 .flat_map(|host| host.ports.iter().map(move |port| (host, port)))
@@ -215,15 +295,26 @@ impl Zone {
         }
         let name = |owner: &Owner| {
             let host = owner.host.as_deref();
-            let name = self.name(host.into_iter().chain([owner.service.as_str(), &owner.namespace, "svc"]))?;
+            let name = self.name(
+                host.into_iter()
+                    .chain([owner.service.as_str(), &owner.namespace, "svc"]),
+            )?;
             Some(record(query.name(), RData::PTR(PTR(name))))
         };
         let answers = owners.iter().filter_map(name).collect();
-        Answer::Records { answers, additionals: Vec::new(), authority: None }
+        Answer::Records {
+            answers,
+            additionals: Vec::new(),
+            authority: None,
+        }
     }
 
     fn no_data(&self) -> Answer {
-        Answer::Records { answers: Vec::new(), additionals: Vec::new(), authority: Some(self.soa()) }
+        Answer::Records {
+            answers: Vec::new(),
+            additionals: Vec::new(),
+            authority: Some(self.soa()),
+        }
     }
 
     fn name<'a>(&'a self, labels: impl Iterator<Item = &'a str>) -> Option<Name> {
@@ -264,7 +355,10 @@ fn addresses_of(owner: &Name, addresses: &[Ipv4Addr], rotation: usize) -> Vec<Re
         let middle = rotation % addresses.len();
         addresses.rotate_left(middle);
     }
-    addresses.into_iter().map(|address| record(owner, RData::A(A(address)))).collect()
+    addresses
+        .into_iter()
+        .map(|address| record(owner, RData::A(A(address))))
+        .collect()
 }
 
 /// The addresses of what SRV records point to, so that a client need not ask again.
@@ -287,7 +381,10 @@ fn targets(answers: &[Record], entry: &Entry) -> Vec<Record> {
             other => other.addresses(),
         }
     };
-    names.into_iter().flat_map(|name| addresses_of(name, &addresses(name), 0)).collect()
+    names
+        .into_iter()
+        .flat_map(|name| addresses_of(name, &addresses(name), 0))
+        .collect()
 }
 
 fn record(owner: &Name, data: RData) -> Record {

@@ -61,7 +61,10 @@ impl Forwarder {
 
     /// The answer of the first resolver that gives one.
     pub(super) async fn ask(&self, question: &[u8], transport: Transport) -> io::Result<Vec<u8>> {
-        let _permit = self.pending.try_acquire().map_err(|_| io::Error::other("too many questions are under way"))?;
+        let _permit = self
+            .pending
+            .try_acquire()
+            .map_err(|_| io::Error::other("too many questions are under way"))?;
         let upstreams = self.upstreams();
         let mut failure = io::Error::other("the host's resolv.conf names no other resolver");
         for _ in 0..ROUNDS {
@@ -95,11 +98,16 @@ impl Forwarder {
 
     /// Re-read when the file changes, as when a lease brings other resolvers.
     fn upstreams(&self) -> Vec<SocketAddr> {
-        let changed = fs::metadata(&self.resolv_conf).and_then(|metadata| metadata.modified()).ok();
+        let changed = fs::metadata(&self.resolv_conf)
+            .and_then(|metadata| metadata.modified())
+            .ok();
         let mut known = self.known.lock();
         if known.upstreams.is_empty() || known.changed != changed {
             let text = fs::read_to_string(&self.resolv_conf).unwrap_or_default();
-            *known = Known { changed, upstreams: parse(&text, &self.exclude) };
+            *known = Known {
+                changed,
+                upstreams: parse(&text, &self.exclude),
+            };
         }
         known.upstreams.clone()
     }
@@ -129,7 +137,11 @@ fn parse(text: &str, exclude: &[IpAddr]) -> Vec<SocketAddr> {
 }
 
 async fn over_udp(question: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
-    let any: SocketAddr = if upstream.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
+    let any: SocketAddr = if upstream.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        ([0; 16], 0).into()
+    };
     let socket = UdpSocket::bind(any).await?;
     socket.connect(upstream).await?;
     socket.send(question).await?;
@@ -160,7 +172,9 @@ fn replies(question: &[u8], answer: &[u8]) -> bool {
         && answer[..2] == question[..2]
         && answer[2] & 0x80 != 0
         && asked.is_some_and(|asked| {
-            answer.get(HEADER..HEADER + asked.len()).is_some_and(|echo| echo.eq_ignore_ascii_case(asked))
+            answer
+                .get(HEADER..HEADER + asked.len())
+                .is_some_and(|echo| echo.eq_ignore_ascii_case(asked))
         })
 }
 
@@ -185,7 +199,10 @@ mod tests {
     fn own_addresses_are_no_resolvers() {
         let text = "nameserver 169.254.20.10\n nameserver 9.9.9.9 \nnameserver 2001:db8::1\nnameserver x\n";
         let found = parse(text, &["169.254.20.10".parse().unwrap()]);
-        assert_eq!(found, ["9.9.9.9:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()]);
+        assert_eq!(
+            found,
+            ["9.9.9.9:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()]
+        );
     }
 
     #[test]
@@ -204,6 +221,9 @@ mod tests {
         answer[1] ^= 1;
         assert!(!replies(question, &answer), "another id");
         assert!(!replies(question, &answer[..11]));
-        assert!(!replies(b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\xff", &answer), "a question cut short");
+        assert!(
+            !replies(b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\xff", &answer),
+            "a question cut short"
+        );
     }
 }

@@ -54,7 +54,11 @@ pub fn resolv_conf(pod: &PodDns<'_>) -> String {
 
 fn cluster(pod: &PodDns<'_>) -> Settings {
     let (namespace, domain) = (pod.namespace, pod.domain);
-    let mut searches = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
+    let mut searches = vec![
+        format!("{namespace}.svc.{domain}"),
+        format!("svc.{domain}"),
+        domain.to_owned(),
+    ];
     searches.extend(parse(pod.host).searches);
     Settings {
         nameservers: vec![pod.nameserver.to_string()],
@@ -82,11 +86,15 @@ fn parse(text: &str) -> Settings {
 }
 
 fn merge(settings: &mut Settings, config: &PodDNSConfig) {
-    settings.nameservers.extend(config.nameservers.iter().flatten().cloned());
+    settings
+        .nameservers
+        .extend(config.nameservers.iter().flatten().cloned());
     settings.searches.extend(config.searches.iter().flatten().cloned());
     for option in config.options.iter().flatten() {
         let Some(name) = &option.name else { continue };
-        settings.options.retain(|present| present.split(':').next() != Some(name));
+        settings
+            .options
+            .retain(|present| present.split(':').next() != Some(name));
         settings.options.push(match &option.value {
             Some(value) => format!("{name}:{value}"),
             None => name.clone(),
@@ -155,7 +163,10 @@ mod tests {
         assert_eq!(resolv_conf(&pod("")), CLUSTER);
         assert_eq!(resolv_conf(&pod("Default")), NODE);
         assert_eq!(resolv_conf(&pod("None")), "");
-        let host_network = |policy| PodDns { host_network: true, ..pod(policy) };
+        let host_network = |policy| PodDns {
+            host_network: true,
+            ..pod(policy)
+        };
         assert_eq!(resolv_conf(&host_network("ClusterFirst")), NODE);
         assert_eq!(resolv_conf(&host_network("ClusterFirstWithHostNet")), CLUSTER);
     }
@@ -167,11 +178,18 @@ mod tests {
             value: value.map(str::to_owned),
         };
         let config = PodDNSConfig {
-            nameservers: Some(["1.1.1.1", "10.96.0.10", "2.2.2.2", "3.3.3.3"].map(str::to_owned).to_vec()),
+            nameservers: Some(
+                ["1.1.1.1", "10.96.0.10", "2.2.2.2", "3.3.3.3"]
+                    .map(str::to_owned)
+                    .to_vec(),
+            ),
             searches: Some(vec!["extra.example".to_owned()]),
             options: Some(vec![option("ndots", Some("2")), option("rotate", None)]),
         };
-        let text = resolv_conf(&PodDns { config: Some(&config), ..pod("ClusterFirst") });
+        let text = resolv_conf(&PodDns {
+            config: Some(&config),
+            ..pod("ClusterFirst")
+        });
         assert_eq!(
             text,
             "nameserver 10.96.0.10\nnameserver 1.1.1.1\nnameserver 2.2.2.2\nsearch shop.svc.cluster.local \

@@ -65,7 +65,13 @@ impl Server {
         if !address.ip().is_loopback() && !address.ip().is_unspecified() {
             crate::network::add_local_address(*address.ip())?;
         }
-        let failed = |transport| move |source| Error::Listen { address, transport, source };
+        let failed = |transport| {
+            move |source| Error::Listen {
+                address,
+                transport,
+                source,
+            }
+        };
         let udp = UdpSocket::bind(address).await.map_err(failed("UDP"))?;
         // With port 0, as in tests, both transports must still share one port.
         let port = udp.local_addr().map_err(failed("UDP"))?.port();
@@ -77,7 +83,11 @@ impl Server {
             forwarder: Forwarder::new(config.resolv_conf, exclude),
             connections: Semaphore::new(MAX_CONNECTIONS),
         };
-        Ok(Server { udp, tcp, shared: Arc::new(shared) })
+        Ok(Server {
+            udp,
+            tcp,
+            shared: Arc::new(shared),
+        })
     }
 
     /// For giving the server its zones.
@@ -155,7 +165,11 @@ async fn serve_stream(mut stream: TcpStream, shared: &Shared) -> io::Result<()> 
             Outcome::Drop => return Ok(()),
         };
         let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
-        timeout(IDLE, stream.write_all(&[&length.to_be_bytes(), reply.as_slice()].concat())).await??;
+        timeout(
+            IDLE,
+            stream.write_all(&[&length.to_be_bytes(), reply.as_slice()].concat()),
+        )
+        .await??;
     }
 }
 
@@ -216,7 +230,11 @@ impl Shared {
                     Err(_) => encode(&reply, limit),
                 };
             }
-            Answer::Records { answers, additionals, authority } => {
+            Answer::Records {
+                answers,
+                additionals,
+                authority,
+            } => {
                 reply.insert_answers(answers);
                 reply.insert_additionals(additionals);
                 reply.insert_authorities(authority.into_iter().collect());

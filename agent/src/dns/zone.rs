@@ -76,14 +76,26 @@ impl Zone {
         services: impl IntoIterator<Item = &'a Service>,
         slices: impl IntoIterator<Item = &'a EndpointSlice>,
     ) -> Zone {
-        let domain = config.domain.trim_matches('.').split('.').map(str::to_ascii_lowercase).collect();
-        let mut zone = Zone { domain, ranges: config.ranges.clone(), ..Zone::default() };
+        let domain = config
+            .domain
+            .trim_matches('.')
+            .split('.')
+            .map(str::to_ascii_lowercase)
+            .collect();
+        let mut zone = Zone {
+            domain,
+            ranges: config.ranges.clone(),
+            ..Zone::default()
+        };
         let slices = by_service(slices);
         for service in services {
             let (Some(name), Some(namespace)) = (&service.metadata.name, &service.metadata.namespace) else {
                 continue;
             };
-            let slices = slices.get(&(namespace.as_str(), name.as_str())).map(Vec::as_slice).unwrap_or_default();
+            let slices = slices
+                .get(&(namespace.as_str(), name.as_str()))
+                .map(Vec::as_slice)
+                .unwrap_or_default();
             if let Some(entry) = entry(service, slices) {
                 zone.add(namespace, name, entry);
             }
@@ -105,12 +117,18 @@ impl Zone {
             }
             Entry::Headless { hosts } => {
                 for host in hosts {
-                    self.reverse.entry(host.address).or_default().push(owner(Some(&host.label)));
+                    self.reverse
+                        .entry(host.address)
+                        .or_default()
+                        .push(owner(Some(&host.label)));
                 }
             }
             Entry::External { .. } => {}
         }
-        self.namespaces.entry(namespace.to_owned()).or_default().insert(name.to_owned(), entry);
+        self.namespaces
+            .entry(namespace.to_owned())
+            .or_default()
+            .insert(name.to_owned(), entry);
     }
 }
 
@@ -119,9 +137,15 @@ fn by_service<'a>(
 ) -> HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>> {
     let mut map: HashMap<_, Vec<_>> = HashMap::new();
     for slice in slices.into_iter().filter(|slice| slice.address_type == "IPv4") {
-        let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+        let service = slice
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(SERVICE_NAME));
         if let (Some(namespace), Some(service)) = (&slice.metadata.namespace, service) {
-            map.entry((namespace.as_str(), service.as_str())).or_default().push(slice);
+            map.entry((namespace.as_str(), service.as_str()))
+                .or_default()
+                .push(slice);
         }
     }
     map
@@ -143,7 +167,10 @@ fn entry(service: &Service, slices: &[&EndpointSlice]) -> Option<Entry> {
             addresses.dedup();
             let ports = spec.ports.iter().flatten();
             let ports = ports.filter_map(|p| port(p.name.as_deref(), p.protocol.as_deref(), Some(p.port)));
-            Some(Entry::Cluster { addresses, ports: ports.collect() })
+            Some(Entry::Cluster {
+                addresses,
+                ports: ports.collect(),
+            })
         }
     }
 }
@@ -153,15 +180,24 @@ fn hosts(slices: &[&EndpointSlice]) -> Vec<Host> {
     let mut hosts: BTreeMap<Ipv4Addr, Host> = BTreeMap::new();
     for slice in slices {
         let ports = slice.ports.iter().flatten();
-        let ports: Vec<Port> =
-            ports.filter_map(|p| port(p.name.as_deref(), p.protocol.as_deref(), p.port)).collect();
+        let ports: Vec<Port> = ports
+            .filter_map(|p| port(p.name.as_deref(), p.protocol.as_deref(), p.port))
+            .collect();
         for endpoint in slice.endpoints.iter().flatten() {
             if endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) == Some(false) {
                 continue;
             }
             for address in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
-                let label = endpoint.hostname.clone().unwrap_or_else(|| dashed(address)).to_ascii_lowercase();
-                let host = hosts.entry(address).or_insert_with(|| Host { label, address, ports: Vec::new() });
+                let label = endpoint
+                    .hostname
+                    .clone()
+                    .unwrap_or_else(|| dashed(address))
+                    .to_ascii_lowercase();
+                let host = hosts.entry(address).or_insert_with(|| Host {
+                    label,
+                    address,
+                    ports: Vec::new(),
+                });
                 host.ports.extend(ports.iter().cloned());
                 host.ports.sort_unstable();
                 host.ports.dedup();

@@ -54,6 +54,21 @@ pub struct ImageConfig {
     pub working_dir: Option<String>,
 }
 
+/// Writes an image that holds one program of this machine and runs it by default.
+pub fn of_binary(output: &Path, name: &str, binary: &Path, path: &str) -> Result<Digest, Error> {
+    let file = ImageFile {
+        path: path.to_owned(),
+        content: Content::Host(binary.to_owned()),
+        mode: 0o755,
+    };
+    let config = ImageConfig {
+        entrypoint: vec![path.to_owned()],
+        env: vec!["PATH=/bin".to_owned()],
+        ..ImageConfig::default()
+    };
+    single_binary(&[file], &config, name, output)
+}
+
 /// Writes an image of these files, under this name, as an OCI layout archive. Returns the manifest's digest.
 pub fn single_binary(files: &[ImageFile], config: &ImageConfig, name: &str, output: &Path) -> Result<Digest, Error> {
     let name: Reference = name.parse()?;
@@ -68,12 +83,19 @@ pub fn single_binary(files: &[ImageFile], config: &ImageConfig, name: &str, outp
     let manifest = serde_json::to_vec(&manifest).map_err(encode)?;
     let digest = Digest::of(&manifest);
     let mut descriptor = Descriptor::new(OCI_MANIFEST, digest.clone(), manifest.len() as u64);
-    descriptor.platform = Some(Platform { os: "linux".into(), architecture: "amd64".into() });
+    descriptor.platform = Some(Platform {
+        os: "linux".into(),
+        architecture: "amd64".into(),
+    });
     descriptor.annotations = BTreeMap::from([
         ("io.containerd.image.name".into(), name.to_string()),
         ("org.opencontainers.image.ref.name".into(), name.version().to_owned()),
     ]);
-    let index = serde_json::to_vec(&Index { schema_version: 2, manifests: vec![descriptor] }).map_err(encode)?;
+    let index = serde_json::to_vec(&Index {
+        schema_version: 2,
+        manifests: vec![descriptor],
+    })
+    .map_err(encode)?;
     write_layout(output, &index, &[&layer, &config, &manifest]).context(|| format!("writing {}", output.display()))?;
     Ok(digest)
 }
@@ -84,7 +106,11 @@ fn encode(error: serde_json::Error) -> Error {
 
 fn configuration(config: &ImageConfig, layer: &Digest) -> serde_json::Value {
     let mut run = serde_json::Map::new();
-    let lists = [("Entrypoint", &config.entrypoint), ("Cmd", &config.cmd), ("Env", &config.env)];
+    let lists = [
+        ("Entrypoint", &config.entrypoint),
+        ("Cmd", &config.cmd),
+        ("Env", &config.env),
+    ];
     for (key, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
         run.insert(key.into(), json!(list));
     }

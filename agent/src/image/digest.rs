@@ -52,7 +52,10 @@ impl FromStr for Digest {
         if hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Error::malformed(format!("digest {text:?}"), "expected sha256: and 64 lower-case hex digits"))
+            Err(Error::malformed(
+                format!("digest {text:?}"),
+                "expected sha256: and 64 lower-case hex digits",
+            ))
         }
     }
 }
@@ -85,7 +88,10 @@ pub(crate) struct Hasher {
 
 impl Hasher {
     pub(crate) fn new() -> Self {
-        Self { hash: Sha256::new(), length: 0 }
+        Self {
+            hash: Sha256::new(),
+            length: 0,
+        }
     }
 
     pub(crate) fn update(&mut self, bytes: &[u8]) {
@@ -119,7 +125,15 @@ mod tests {
     fn only_whole_lower_case_sha256_is_a_digest() {
         let good = format!("sha256:{}", "0123456789abcdef".repeat(4));
         assert_eq!(good.parse::<Digest>().unwrap().hex().len(), 64);
-        for bad in ["", "sha256:", "sha256:../../etc/passwd", &good[..70], &good.to_uppercase(), &format!("{good}0"), &good.replace("sha256", "sha512")] {
+        for bad in [
+            "",
+            "sha256:",
+            "sha256:../../etc/passwd",
+            &good[..70],
+            &good.to_uppercase(),
+            &format!("{good}0"),
+            &good.replace("sha256", "sha512"),
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
             assert!(serde_json::from_value::<Digest>(serde_json::json!(bad)).is_err());
         }

@@ -48,11 +48,17 @@ impl ImageStore {
             self.import_docker(source, &manifest, name.as_ref())?
         } else {
             let reason = "it has neither index.json nor manifest.json".to_owned();
-            return Err(Error::Archive { path: source.path().to_owned(), reason });
+            return Err(Error::Archive {
+                path: source.path().to_owned(),
+                reason,
+            });
         };
         if images.is_empty() {
             let reason = "it contains no image".to_owned();
-            return Err(Error::Archive { path: source.path().to_owned(), reason });
+            return Err(Error::Archive {
+                path: source.path().to_owned(),
+                reason,
+            });
         }
         Ok(images)
     }
@@ -64,7 +70,10 @@ impl ImageStore {
         // An error only if nothing is for us: an index may serve several machines.
         index.choose()?;
         let descriptors: Vec<Descriptor> = index.for_this_platform().cloned().collect();
-        descriptors.into_iter().map(|descriptor| self.import_manifest(source, descriptor, name)).collect()
+        descriptors
+            .into_iter()
+            .map(|descriptor| self.import_manifest(source, descriptor, name))
+            .collect()
     }
 
     fn import_manifest(&self, source: &Source, top: Descriptor, name: Option<&Reference>) -> Result<Image, Error> {
@@ -72,7 +81,10 @@ impl ImageStore {
             Some(name) => vec![name.clone()],
             None => name_of(&top).into_iter().collect(),
         };
-        let index = Index { schema_version: 2, manifests: vec![top.clone()] };
+        let index = Index {
+            schema_version: 2,
+            manifests: vec![top.clone()],
+        };
         let (descriptor, bytes, manifest) = resolve_index(index, |descriptor| read_document(source, descriptor))?;
         let config = read_document(source, &manifest.config)?;
         let (_, diff_ids) = parse_config(&config, manifest.layers.len())?;
@@ -87,10 +99,17 @@ impl ImageStore {
     }
 
     fn import_layer(&self, source: &Source, diff_id: &Digest, path: &str, expected: Option<u64>) -> Result<u64, Error> {
-        let missing = || Error::Archive { path: source.path().to_owned(), reason: format!("{path} is missing") };
+        let missing = || Error::Archive {
+            path: source.path().to_owned(),
+            reason: format!("{path} is missing"),
+        };
         let (reader, size) = source.file(path)?.ok_or_else(missing)?;
         if let Some(expected) = expected.filter(|&expected| expected != size) {
-            return Err(Error::Size { what: path.to_owned(), expected, found: size });
+            return Err(Error::Size {
+                what: path.to_owned(),
+                expected,
+                found: size,
+            });
         }
         self.add_layer(diff_id, reader)?;
         Ok(size)
@@ -99,11 +118,22 @@ impl ImageStore {
     fn import_docker(&self, source: &Source, manifest: &[u8], name: Option<&Reference>) -> Result<Vec<Image>, Error> {
         let images: Vec<DockerImage> =
             serde_json::from_slice(manifest).map_err(|error| Error::malformed("manifest.json", error))?;
-        images.into_iter().map(|image| self.import_docker_image(source, image, name)).collect()
+        images
+            .into_iter()
+            .map(|image| self.import_docker_image(source, image, name))
+            .collect()
     }
 
-    fn import_docker_image(&self, source: &Source, image: DockerImage, name: Option<&Reference>) -> Result<Image, Error> {
-        let missing = || Error::Archive { path: source.path().to_owned(), reason: format!("{} is missing", image.config) };
+    fn import_docker_image(
+        &self,
+        source: &Source,
+        image: DockerImage,
+        name: Option<&Reference>,
+    ) -> Result<Image, Error> {
+        let missing = || Error::Archive {
+            path: source.path().to_owned(),
+            reason: format!("{} is missing", image.config),
+        };
         let config = source.document(&image.config)?.ok_or_else(missing)?;
         let (_, layers) = parse_config(&config, image.layers.len())?;
         let mut size = 0;
@@ -112,11 +142,23 @@ impl ImageStore {
         }
         let names = match name {
             Some(name) => vec![name.clone()],
-            None => image.repo_tags.iter().flatten().map(|tag| tag.parse()).collect::<Result<_, _>>()?,
+            None => image
+                .repo_tags
+                .iter()
+                .flatten()
+                .map(|tag| tag.parse())
+                .collect::<Result<_, _>>()?,
         };
         let id = Digest::of(&config);
         self.write_blob("the image's configuration", &config, &id)?;
-        self.commit(Entry { id, manifest: None, names, digests: Vec::new(), layers, size })
+        self.commit(Entry {
+            id,
+            manifest: None,
+            names,
+            digests: Vec::new(),
+            layers,
+            size,
+        })
     }
 }
 
@@ -140,8 +182,12 @@ pub(super) fn entry(
 
 /// A plain word, as in `latest`, is a tag of something unknown and no name.
 fn name_of(descriptor: &Descriptor) -> Option<Reference> {
-    let named = NAME_ANNOTATIONS.iter().filter_map(|key| descriptor.annotations.get(*key));
-    named.filter(|name| name.contains([':', '/'])).find_map(|name| name.parse().ok())
+    let named = NAME_ANNOTATIONS
+        .iter()
+        .filter_map(|key| descriptor.annotations.get(*key));
+    named
+        .filter(|name| name.contains([':', '/']))
+        .find_map(|name| name.parse().ok())
 }
 
 fn blob_path(digest: &Digest) -> String {
@@ -150,7 +196,10 @@ fn blob_path(digest: &Digest) -> String {
 
 fn read_document(source: &Source, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
     let path = blob_path(&descriptor.digest);
-    let missing = || Error::Archive { path: source.path().to_owned(), reason: format!("{path} is missing") };
+    let missing = || Error::Archive {
+        path: source.path().to_owned(),
+        reason: format!("{path} is missing"),
+    };
     let bytes = source.document(&path)?.ok_or_else(missing)?;
     super::store::check_size(&path, descriptor.size, bytes.len() as u64)?;
     super::store::check_digest(&path, &descriptor.digest, &Digest::of(&bytes))?;

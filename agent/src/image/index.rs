@@ -95,7 +95,10 @@ type Version = (u64, i64, i64);
 
 impl Index {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, cached: Mutex::default() }
+        Self {
+            path,
+            cached: Mutex::default(),
+        }
     }
 
     pub(crate) fn read(&self) -> Result<Arc<Entries>, Error> {

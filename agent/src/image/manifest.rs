@@ -40,7 +40,13 @@ pub(crate) struct Descriptor {
 
 impl Descriptor {
     pub(crate) fn new(media_type: &str, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.to_owned(), digest, size, platform: None, annotations: BTreeMap::new() }
+        Self {
+            media_type: media_type.to_owned(),
+            digest,
+            size,
+            platform: None,
+            annotations: BTreeMap::new(),
+        }
     }
 }
 
@@ -89,7 +95,10 @@ impl Document {
         }
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(malformed)?;
         if manifest.layers.len() > LAYERS_MAX {
-            let reason = format!("{} layers are more than overlayfs can stack ({LAYERS_MAX})", manifest.layers.len());
+            let reason = format!(
+                "{} layers are more than overlayfs can stack ({LAYERS_MAX})",
+                manifest.layers.len()
+            );
             return Err(Error::malformed(what, reason));
         }
         Ok(Self::Manifest(manifest))
@@ -99,12 +108,20 @@ impl Document {
 impl Index {
     /// The entries for this machine: those of linux/amd64, and those that name no platform.
     pub(crate) fn for_this_platform(&self) -> impl Iterator<Item = &Descriptor> {
-        self.manifests.iter().filter(|descriptor| descriptor.platform.as_ref().is_none_or(Platform::is_ours))
+        self.manifests
+            .iter()
+            .filter(|descriptor| descriptor.platform.as_ref().is_none_or(Platform::is_ours))
     }
 
     pub(crate) fn platforms(&self) -> String {
-        let names = self.manifests.iter().filter_map(|descriptor| descriptor.platform.as_ref());
-        names.map(|p| format!("{}/{}", p.os, p.architecture)).collect::<Vec<_>>().join(", ")
+        let names = self
+            .manifests
+            .iter()
+            .filter_map(|descriptor| descriptor.platform.as_ref());
+        names
+            .map(|p| format!("{}/{}", p.os, p.architecture))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 
@@ -129,13 +146,19 @@ pub(crate) fn resolve_index(
             Document::Index(inner) => index = inner,
         }
     }
-    Err(Error::malformed("the image index", format!("nested deeper than {INDEX_DEPTH_MAX}")))
+    Err(Error::malformed(
+        "the image index",
+        format!("nested deeper than {INDEX_DEPTH_MAX}"),
+    ))
 }
 
 impl Index {
     /// The entry for this machine.
     pub(crate) fn choose(&self) -> Result<&Descriptor, Error> {
-        let missing = || Error::Platform { found: self.platforms(), wanted: Platform::WANTED };
+        let missing = || Error::Platform {
+            found: self.platforms(),
+            wanted: Platform::WANTED,
+        };
         self.for_this_platform().next().ok_or_else(missing)
     }
 }
@@ -146,9 +169,17 @@ pub(crate) fn parse_config(bytes: &[u8], layers: usize) -> Result<(ImageConfigur
     let config: ImageConfiguration = serde_json::from_slice(bytes).map_err(|error| Error::malformed(what, error))?;
     if (config.os(), config.architecture()) != (&Os::Linux, &Arch::Amd64) {
         let found = format!("{}/{}", config.os(), config.architecture());
-        return Err(Error::Platform { found, wanted: Platform::WANTED });
+        return Err(Error::Platform {
+            found,
+            wanted: Platform::WANTED,
+        });
     }
-    let layer_ids: Vec<Digest> = config.rootfs().diff_ids().iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
+    let layer_ids: Vec<Digest> = config
+        .rootfs()
+        .diff_ids()
+        .iter()
+        .map(|id| id.parse())
+        .collect::<Result<_, _>>()?;
     if layer_ids.len() != layers {
         let reason = format!("it names {} layers and the manifest {layers}", layer_ids.len());
         return Err(Error::malformed(what, reason));
@@ -168,17 +199,23 @@ mod tests {
     #[test]
     fn the_index_entry_for_this_machine_is_chosen() {
         let index = json!({"schemaVersion": 2, "manifests": [descriptor("linux", "arm64", "a"), descriptor("linux", "amd64", "b")]});
-        let Document::Index(index) = Document::parse("x", index.to_string().as_bytes()).unwrap() else { panic!() };
+        let Document::Index(index) = Document::parse("x", index.to_string().as_bytes()).unwrap() else {
+            panic!()
+        };
         assert_eq!(index.choose().unwrap().digest, Digest::of(b"b"));
         let foreign = json!({"schemaVersion": 2, "manifests": [descriptor("windows", "amd64", "a")]});
-        let Document::Index(foreign) = Document::parse("x", foreign.to_string().as_bytes()).unwrap() else { panic!() };
+        let Document::Index(foreign) = Document::parse("x", foreign.to_string().as_bytes()).unwrap() else {
+            panic!()
+        };
         assert!(foreign.choose().unwrap_err().to_string().contains("windows/amd64"));
     }
 
     #[test]
     fn an_index_that_contains_itself_ends() {
         let index = json!({"schemaVersion": 2, "manifests": [descriptor("linux", "amd64", "self")]}).to_string();
-        let Document::Index(first) = Document::parse("x", index.as_bytes()).unwrap() else { panic!() };
+        let Document::Index(first) = Document::parse("x", index.as_bytes()).unwrap() else {
+            panic!()
+        };
         let mut fetched = 0;
         let result = resolve_index(first, |_| {
             fetched += 1;
@@ -194,8 +231,14 @@ mod tests {
             json!({"os": os, "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": ids}}).to_string()
         };
         assert!(parse_config(config("linux", json!([Digest::of(b"")])).as_bytes(), 1).is_ok());
-        assert!(matches!(parse_config(config("linux", json!([])).as_bytes(), 1), Err(Error::Malformed { .. })));
-        assert!(matches!(parse_config(config("windows", json!([])).as_bytes(), 0), Err(Error::Platform { .. })));
+        assert!(matches!(
+            parse_config(config("linux", json!([])).as_bytes(), 1),
+            Err(Error::Malformed { .. })
+        ));
+        assert!(matches!(
+            parse_config(config("windows", json!([])).as_bytes(), 0),
+            Err(Error::Platform { .. })
+        ));
         assert!(parse_config(config("linux", json!(["../x"])).as_bytes(), 1).is_err());
     }
 

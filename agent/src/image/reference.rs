@@ -50,18 +50,30 @@ impl Reference {
 
     /// What to ask a registry for: the digest, else the tag.
     pub fn version(&self) -> &str {
-        self.digest.as_ref().map(Digest::as_str).or(self.tag()).unwrap_or(DEFAULT_TAG)
+        self.digest
+            .as_ref()
+            .map(Digest::as_str)
+            .or(self.tag())
+            .unwrap_or(DEFAULT_TAG)
     }
 
     /// The same repository, pinned to this digest and nothing else.
     pub fn with_digest(&self, digest: Digest) -> Self {
-        Self { tag: None, digest: Some(digest), ..self.clone() }
+        Self {
+            tag: None,
+            digest: Some(digest),
+            ..self.clone()
+        }
     }
 
     /// As people write it, without defaults.
     pub fn short(&self) -> String {
         let name = match self.registry.as_str() {
-            DEFAULT_REGISTRY => self.repository.strip_prefix(DEFAULT_NAMESPACE).unwrap_or(&self.repository).to_owned(),
+            DEFAULT_REGISTRY => self
+                .repository
+                .strip_prefix(DEFAULT_NAMESPACE)
+                .unwrap_or(&self.repository)
+                .to_owned(),
             registry => format!("{registry}/{}", self.repository),
         };
         self.with_version(name)
@@ -104,7 +116,10 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let fail = |reason| Error::Reference { text: text.to_owned(), reason };
+        let fail = |reason| Error::Reference {
+            text: text.to_owned(),
+            reason,
+        };
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest.parse().map_err(|_| fail("the digest is malformed"))?)),
             None => (text, None),
@@ -137,7 +152,12 @@ impl FromStr for Reference {
             (None, Some(_)) => None,
             (None, None) => Some(DEFAULT_TAG.to_owned()),
         };
-        Ok(Self { registry: registry.to_owned(), repository, tag, digest })
+        Ok(Self {
+            registry: registry.to_owned(),
+            repository,
+            tag,
+            digest,
+        })
     }
 }
 
@@ -163,7 +183,9 @@ fn is_registry(text: &str) -> bool {
     };
     let label = |label: &str| {
         let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
-        edge(label.bytes().next()) && edge(label.bytes().last()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        edge(label.bytes().next())
+            && edge(label.bytes().last())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     host.split('.').all(label) && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
@@ -177,7 +199,8 @@ fn is_tag(text: &str) -> bool {
 /// Lower-case letters and digits, separated by `.`, `_`, `__` or any number of `-`.
 fn is_component(text: &str) -> bool {
     let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let edges = text.as_bytes().first().is_some_and(|b| alphanumeric(b)) && text.as_bytes().last().is_some_and(|b| alphanumeric(b));
+    let edges = text.as_bytes().first().is_some_and(alphanumeric)
+        && text.as_bytes().last().is_some_and(alphanumeric);
     let separator = |run: &[u8]| matches!(run, b"" | b"." | b"_" | b"__") || run.iter().all(|b| *b == b'-');
     edges && text.as_bytes().split(alphanumeric).all(separator)
 }
@@ -193,20 +216,40 @@ mod tests {
             ("web", "docker.io/library/web:latest", "web:latest"),
             ("web:1.0", "docker.io/library/web:1.0", "web:1.0"),
             ("docker.io/library/web", "docker.io/library/web:latest", "web:latest"),
-            ("index.docker.io/team/web", "docker.io/team/web:latest", "team/web:latest"),
+            (
+                "index.docker.io/team/web",
+                "docker.io/team/web:latest",
+                "team/web:latest",
+            ),
             ("team/web:v_1-2.3", "docker.io/team/web:v_1-2.3", "team/web:v_1-2.3"),
             ("localhost/web", "localhost/web:latest", "localhost/web:latest"),
             ("localhost:5000/a/b:x", "localhost:5000/a/b:x", "localhost:5000/a/b:x"),
-            ("127.0.0.1:5000/web", "127.0.0.1:5000/web:latest", "127.0.0.1:5000/web:latest"),
+            (
+                "127.0.0.1:5000/web",
+                "127.0.0.1:5000/web:latest",
+                "127.0.0.1:5000/web:latest",
+            ),
             ("[::1]:5000/web", "[::1]:5000/web:latest", "[::1]:5000/web:latest"),
             ("quay.io/x/y__z", "quay.io/x/y__z:latest", "quay.io/x/y__z:latest"),
-            (&format!("web@sha256:{hex}"), &format!("docker.io/library/web@sha256:{hex}"), &format!("web@sha256:{hex}")),
-            (&format!("web:1@sha256:{hex}"), &format!("docker.io/library/web:1@sha256:{hex}"), &format!("web:1@sha256:{hex}")),
+            (
+                &format!("web@sha256:{hex}"),
+                &format!("docker.io/library/web@sha256:{hex}"),
+                &format!("web@sha256:{hex}"),
+            ),
+            (
+                &format!("web:1@sha256:{hex}"),
+                &format!("docker.io/library/web:1@sha256:{hex}"),
+                &format!("web:1@sha256:{hex}"),
+            ),
         ] {
             let reference: Reference = given.parse().unwrap();
             assert_eq!(reference.to_string(), full);
             assert_eq!(reference.short(), short);
-            assert_eq!(full.parse::<Reference>().unwrap(), reference, "normalising twice changes nothing");
+            assert_eq!(
+                full.parse::<Reference>().unwrap(),
+                reference,
+                "normalising twice changes nothing"
+            );
         }
     }
 
@@ -214,8 +257,27 @@ mod tests {
     fn what_is_no_name_is_refused() {
         let long = "a".repeat(256);
         for bad in [
-            "", "Web", "web:", "web:-x", "a//b", "/web", "web/", "-web", "web..x", "web___x", "../web", "web:t/x",
-            "host.io:0/x", "host.io:70000/x", "-h.io/x", "[::g]/x", "web@sha256:12", "web@", "we b", "wéb", &long,
+            "",
+            "Web",
+            "web:",
+            "web:-x",
+            "a//b",
+            "/web",
+            "web/",
+            "-web",
+            "web..x",
+            "web___x",
+            "../web",
+            "web:t/x",
+            "host.io:0/x",
+            "host.io:70000/x",
+            "-h.io/x",
+            "[::g]/x",
+            "web@sha256:12",
+            "web@",
+            "we b",
+            "wéb",
+            &long,
         ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
         }

@@ -47,7 +47,8 @@ impl ImageStore {
         }
         {
             let _use = self.begin_use()?;
-            let layers = serde_json::to_vec(&image.layers).map_err(|error| Error::malformed("the list of layers", error))?;
+            let layers =
+                serde_json::to_vec(&image.layers).map_err(|error| Error::malformed("the list of layers", error))?;
             replace_file(&dir.join("layers.json"), &layers)?;
         }
         let mounted = self.mount_layers(image, &dir, &path);
@@ -90,7 +91,9 @@ impl ImageStore {
             let path = self.containers_dir().join(container).join("layers.json");
             // Without the file nothing was mounted yet.
             let layers: Vec<Digest> = match fs::read(&path) {
-                Ok(text) => serde_json::from_slice(&text).map_err(|e| Error::malformed(path.display().to_string(), e))?,
+                Ok(text) => {
+                    serde_json::from_slice(&text).map_err(|e| Error::malformed(path.display().to_string(), e))?
+                }
                 Err(_) => Vec::new(),
             };
             used.extend(layers.iter().map(|layer| layer.hex().to_owned()));
@@ -101,7 +104,10 @@ impl ImageStore {
     fn container_dir(&self, id: &str) -> Result<PathBuf, Error> {
         let good = |b: u8| b.is_ascii_alphanumeric() || b"_-.+".contains(&b);
         if id.is_empty() || id.starts_with('.') || !id.bytes().all(good) {
-            return Err(Error::malformed(format!("container id {id:?}"), "expected letters, digits and _ - . +"));
+            return Err(Error::malformed(
+                format!("container id {id:?}"),
+                "expected letters, digits and _ - . +",
+            ));
         }
         Ok(self.containers_dir().join(id))
     }
@@ -110,14 +116,21 @@ impl ImageStore {
         let mut lower: Vec<PathBuf> = image.layers.iter().rev().map(|layer| self.layer_dir(layer)).collect();
         if let Some(missing) = lower.iter().find(|path| !path.is_dir()) {
             let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(Error::io(format!("mounting image {}: layer {}", image.id, missing.display()), gone));
+            return Err(Error::io(
+                format!("mounting image {}: layer {}", image.id, missing.display()),
+                gone,
+            ));
         }
         if lower.is_empty() {
             let empty = dir.join("empty");
             fs::create_dir_all(&empty).context(|| format!("making {}", empty.display()))?;
             lower.push(empty);
         }
-        let overlay = Overlay { lower, upper: dir.join("upper"), work: dir.join("work") };
+        let overlay = Overlay {
+            lower,
+            upper: dir.join("upper"),
+            work: dir.join("work"),
+        };
         copy_root_attributes(&overlay.lower[0], &overlay.upper)?;
         match overlay.mount_by_parts(target) {
             Err(Errno::INVAL | Errno::NOSYS) => overlay.mount_by_options(target),
@@ -165,7 +178,13 @@ impl Overlay {
         fsconfig_set_flag(context.as_fd(), "volatile")?;
         fsconfig_create(context.as_fd())?;
         let mounted = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-        move_mount(mounted.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        move_mount(
+            mounted.as_fd(),
+            "",
+            CWD,
+            target,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
     }
 
     fn mount_by_options(&self, target: &Path) -> Result<(), Errno> {
@@ -197,7 +216,12 @@ fn short_name(path: &Path) -> Result<(OwnedFd, String), Errno> {
 /// Whether a directory is an overlay's root, by what it lies on: a mount changes the device.
 fn is_mounted(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let device = |path: &Path| File::open(path).and_then(|file| file.metadata()).map(|metadata| metadata.dev()).ok();
+    let device = |path: &Path| {
+        File::open(path)
+            .and_then(|file| file.metadata())
+            .map(|metadata| metadata.dev())
+            .ok()
+    };
     match (device(path), path.parent().and_then(device)) {
         (Some(own), Some(parent)) => own != parent,
         _ => false,

@@ -22,9 +22,19 @@ const SPOOL_MAX: u64 = 64 << 30;
 
 #[derive(Debug)]
 pub(crate) enum Source {
-    Directory { path: PathBuf, fd: OwnedFd },
-    Archive { path: PathBuf, file: File, files: HashMap<String, Position> },
+    Directory {
+        path: PathBuf,
+        fd: OwnedFd,
+    },
+    Archive {
+        path: PathBuf,
+        file: File,
+        files: HashMap<String, Position>,
+    },
 }
+
+/// A file's content and its length.
+pub(crate) type Content<'a> = (Box<dyn Read + 'a>, u64);
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Position {
@@ -39,7 +49,10 @@ impl Source {
         let file = File::open(path).context(what)?;
         if file.metadata().context(what)?.is_dir() {
             let fd = open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(what)?;
-            return Ok(Self::Directory { path: path.to_owned(), fd });
+            return Ok(Self::Directory {
+                path: path.to_owned(),
+                fd,
+            });
         }
         let mut start = [0; 4];
         let read = (&file).read(&mut start).context(what)?;
@@ -54,28 +67,47 @@ impl Source {
     pub(crate) fn spool(reader: impl Read, path: &Path, spool: &Path) -> Result<Self, Error> {
         let what = || format!("reading {}", path.display());
         let plain = decompress(BufReader::new(reader)).context(what)?;
-        let mut file = File::options().read(true).write(true).create_new(true).open(spool).context(what)?;
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(spool)
+            .context(what)?;
         // Without a name it cannot be left behind.
         std::fs::remove_file(spool).context(what)?;
         let copied = io::copy(&mut plain.take(SPOOL_MAX + 1), &mut file).context(what)?;
         if copied > SPOOL_MAX {
-            return Err(Error::Limit { what: "bytes", limit: SPOOL_MAX });
+            return Err(Error::Limit {
+                what: "bytes",
+                limit: SPOOL_MAX,
+            });
         }
         file.rewind().context(what)?;
         Self::index(file, path)
     }
 
     fn index(file: File, path: &Path) -> Result<Self, Error> {
-        let unreadable = |error: io::Error| Error::Archive { path: path.to_owned(), reason: error.to_string() };
+        let unreadable = |error: io::Error| Error::Archive {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        };
         let mut files = HashMap::new();
         let mut links = Vec::new();
         let mut archive = Archive::new(&file);
         for entry in archive.entries_with_seek().map_err(unreadable)? {
             let entry = entry.map_err(unreadable)?;
-            let Some(name) = normal(&entry.path_bytes()) else { continue };
+            let Some(name) = normal(&entry.path_bytes()) else {
+                continue;
+            };
             match entry.header().entry_type() {
                 EntryType::Regular | EntryType::Continuous => {
-                    files.insert(name, Position { offset: entry.raw_file_position(), size: entry.size() });
+                    files.insert(
+                        name,
+                        Position {
+                            offset: entry.raw_file_position(),
+                            size: entry.size(),
+                        },
+                    );
                 }
                 // Old docker archives have a link in place of a layer that occurs twice.
                 EntryType::Symlink | EntryType::Link => {
@@ -85,18 +117,28 @@ impl Source {
                 _ => {}
             }
             if files.len() + links.len() > FILES_MAX {
-                return Err(Error::Limit { what: "files in the archive", limit: FILES_MAX as u64 });
+                return Err(Error::Limit {
+                    what: "files in the archive",
+                    limit: FILES_MAX as u64,
+                });
             }
         }
         for (name, target, kind) in links {
-            let base = if kind == EntryType::Symlink { name.rfind('/').map_or("", |slash| &name[..slash]) } else { "" };
+            let base = if kind == EntryType::Symlink {
+                name.rfind('/').map_or("", |slash| &name[..slash])
+            } else {
+                ""
+            };
             let target = [base.as_bytes(), b"/", &target].concat();
             if let Some(&position) = normal(&target).and_then(|target| files.get(&target)) {
                 files.insert(name, position);
             }
         }
-        drop(archive);
-        Ok(Self::Archive { path: path.to_owned(), file, files })
+        Ok(Self::Archive {
+            path: path.to_owned(),
+            file,
+            files,
+        })
     }
 
     /// For messages.
@@ -107,7 +149,7 @@ impl Source {
     }
 
     /// A file's content and length; None if there is none of that name.
-    pub(crate) fn file(&self, name: &str) -> Result<Option<(Box<dyn Read + '_>, u64)>, Error> {
+    pub(crate) fn file(&self, name: &str) -> Result<Option<Content<'_>>, Error> {
         let what = || format!("reading {} in {}", name, self.path().display());
         match self {
             Self::Directory { fd, .. } => {
@@ -121,7 +163,9 @@ impl Source {
                 Ok(Some((Box::new(file), size)))
             }
             Self::Archive { file, files, .. } => {
-                let Some(position) = files.get(name) else { return Ok(None) };
+                let Some(position) = files.get(name) else {
+                    return Ok(None);
+                };
                 let mut file = file;
                 file.seek(SeekFrom::Start(position.offset)).context(what)?;
                 Ok(Some((Box::new(file.take(position.size)), position.size)))
@@ -131,12 +175,21 @@ impl Source {
 
     /// A whole document.
     pub(crate) fn document(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
-        let Some((reader, size)) = self.file(name)? else { return Ok(None) };
+        let Some((reader, size)) = self.file(name)? else {
+            return Ok(None);
+        };
         if size > DOCUMENT_MAX {
-            return Err(Error::Size { what: name.to_owned(), expected: DOCUMENT_MAX, found: size });
+            return Err(Error::Size {
+                what: name.to_owned(),
+                expected: DOCUMENT_MAX,
+                found: size,
+            });
         }
         let mut bytes = Vec::new();
-        reader.take(DOCUMENT_MAX).read_to_end(&mut bytes).context(|| format!("reading {name}"))?;
+        reader
+            .take(DOCUMENT_MAX)
+            .read_to_end(&mut bytes)
+            .context(|| format!("reading {name}"))?;
         Ok(Some(bytes))
     }
 }
@@ -185,7 +238,9 @@ mod tests {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(EntryType::Symlink);
         header.set_size(0);
-        builder.append_link(&mut header, "two/layer.tar", "../one/layer.tar").unwrap();
+        builder
+            .append_link(&mut header, "two/layer.tar", "../one/layer.tar")
+            .unwrap();
         builder.finish().unwrap();
         let source = Source::open(&path, &dir.path().join("spool")).unwrap();
         assert_eq!(source.document("two/layer.tar").unwrap().unwrap(), b"abc");

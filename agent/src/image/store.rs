@@ -83,7 +83,13 @@ impl ImageStore {
             counter: AtomicU64::new(0),
             busy: Mutex::default(),
         };
-        for part in [store.blobs_dir(), store.layers_dir(), store.tmp_dir(), store.containers_dir(), store.partial_dir()] {
+        for part in [
+            store.blobs_dir(),
+            store.layers_dir(),
+            store.tmp_dir(),
+            store.containers_dir(),
+            store.partial_dir(),
+        ] {
             fs::create_dir_all(&part).context(|| format!("making {}", part.display()))?;
         }
         store.index.read()?;
@@ -100,7 +106,11 @@ impl ImageStore {
 
     /// Finds an image by name, by name and digest, by id, or by the start of its id.
     pub fn resolve(&self, reference: &str) -> Result<Option<Image>, Error> {
-        self.index.read()?.find(reference).map(|entry| self.load(entry)).transpose()
+        self.index
+            .read()?
+            .find(reference)
+            .map(|entry| self.load(entry))
+            .transpose()
     }
 
     /// Takes a name from an image, or with an id all names; content that is then unused is removed.
@@ -114,11 +124,22 @@ impl ImageStore {
 
     /// Removes documents and layers that no image and no container uses. Does nothing while an import or pull is under way.
     pub fn gc(&self) -> Result<Freed, Error> {
-        let Some(_alone) = lock::try_exclusive(&self.use_lock())? else { return Ok(Freed::default()) };
+        let Some(_alone) = lock::try_exclusive(&self.use_lock())? else {
+            return Ok(Freed::default());
+        };
         let entries = self.index.read()?;
         let mut used: BTreeSet<String> = self.layers_in_use()?;
-        used.extend(entries.images.iter().flat_map(|entry| &entry.layers).map(|layer| layer.hex().to_owned()));
-        let documents = entries.images.iter().flat_map(|entry| [Some(&entry.id), entry.manifest.as_ref()]);
+        used.extend(
+            entries
+                .images
+                .iter()
+                .flat_map(|entry| &entry.layers)
+                .map(|layer| layer.hex().to_owned()),
+        );
+        let documents = entries
+            .images
+            .iter()
+            .flat_map(|entry| [Some(&entry.id), entry.manifest.as_ref()]);
         let documents: BTreeSet<String> = documents.flatten().map(|digest| digest.hex().to_owned()).collect();
         self.remove_old_partials()?;
         Ok(Freed {
@@ -145,7 +166,9 @@ impl ImageStore {
     fn remove_old_partials(&self) -> Result<(), Error> {
         let partial = self.partial_dir();
         for path in names_in(&partial)?.into_iter().map(|name| partial.join(name)) {
-            let age = fs::metadata(&path).and_then(|metadata| metadata.modified()).map(|modified| modified.elapsed());
+            let age = fs::metadata(&path)
+                .and_then(|metadata| metadata.modified())
+                .map(|modified| modified.elapsed());
             if age.is_ok_and(|age| age.is_ok_and(|age| age > PARTIAL_KEPT)) {
                 remove_any(&path)?;
             }
@@ -155,7 +178,9 @@ impl ImageStore {
 
     fn remove_unfinished(&self) -> Result<(), Error> {
         let tmp = self.tmp_dir();
-        names_in(&tmp)?.into_iter().try_for_each(|name| remove_any(&tmp.join(name)))
+        names_in(&tmp)?
+            .into_iter()
+            .try_for_each(|name| remove_any(&tmp.join(name)))
     }
 
     fn load(&self, entry: &Entry) -> Result<Image, Error> {
@@ -176,7 +201,8 @@ impl ImageStore {
     pub(super) fn commit(&self, entry: Entry) -> Result<Image, Error> {
         let id = entry.id.clone();
         self.index.update(|entries| entries.insert(entry))?;
-        self.resolve(id.as_str())?.ok_or_else(|| Error::NotFound(id.to_string()))
+        self.resolve(id.as_str())?
+            .ok_or_else(|| Error::NotFound(id.to_string()))
     }
 
     /// Stores a document, if it is what its digest says.
@@ -212,7 +238,9 @@ impl ImageStore {
             return Ok(());
         }
         let tmp = self.new_tmp();
-        let done = self.unpack_checked(diff_id, archive, &tmp).and_then(|()| self.move_layer(diff_id, &tmp));
+        let done = self
+            .unpack_checked(diff_id, archive, &tmp)
+            .and_then(|()| self.move_layer(diff_id, &tmp));
         if done.is_err() {
             remove_any(&tmp)?;
         }
@@ -254,7 +282,8 @@ impl ImageStore {
     pub(super) fn new_tmp(&self) -> PathBuf {
         let number = self.counter.fetch_add(1, Ordering::Relaxed);
         // The process is part of the name, and so is this store: two may be open in one process.
-        self.tmp_dir().join(format!("{}-{:p}-{number}", std::process::id(), self))
+        self.tmp_dir()
+            .join(format!("{}-{:p}-{number}", std::process::id(), self))
     }
 
     pub(super) fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
@@ -288,7 +317,9 @@ impl ImageStore {
 }
 
 fn remove_from(entries: &mut Entries, text: &str) -> bool {
-    let Some(id) = entries.find(text).map(|entry| entry.id.clone()) else { return false };
+    let Some(id) = entries.find(text).map(|entry| entry.id.clone()) else {
+        return false;
+    };
     let name = text.parse::<Reference>().ok();
     for entry in entries.images.iter_mut().filter(|entry| entry.id == id) {
         match &name {
@@ -304,14 +335,22 @@ pub(super) fn check_digest(what: &str, expected: &Digest, found: &Digest) -> Res
     if expected == found {
         return Ok(());
     }
-    Err(Error::Digest { what: what.to_owned(), expected: expected.to_string(), found: found.to_string() })
+    Err(Error::Digest {
+        what: what.to_owned(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    })
 }
 
 pub(super) fn check_size(what: &str, expected: u64, found: u64) -> Result<(), Error> {
     if expected == found {
         return Ok(());
     }
-    Err(Error::Size { what: what.to_owned(), expected, found })
+    Err(Error::Size {
+        what: what.to_owned(),
+        expected,
+        found,
+    })
 }
 
 /// Digest of a file's content.

@@ -32,8 +32,13 @@ impl Allocator {
             return Err(Error::RangeTooSmall(range));
         }
         fs::create_dir_all(dir).map_err(|source| Error::file("create directory", dir, source))?;
-        let mut allocator =
-            Allocator { dir: dir.to_owned(), range, held: BTreeMap::new(), taken: BTreeSet::new(), next: 2 };
+        let mut allocator = Allocator {
+            dir: dir.to_owned(),
+            range,
+            held: BTreeMap::new(),
+            taken: BTreeSet::new(),
+            next: 2,
+        };
         let entries = fs::read_dir(dir).map_err(|source| Error::file("read directory", dir, source))?;
         for entry in entries {
             let entry = entry.map_err(|source| Error::file("read directory", dir, source))?;
@@ -82,7 +87,10 @@ impl Allocator {
             .map(|step| 2 + (start + step) % count)
             .filter_map(|offset| Some((offset, self.range.nth(offset)?)))
             .find(|(_, address)| !self.taken.contains(address))
-            .ok_or(Error::Exhausted { range: self.range, used: self.taken.len() })
+            .ok_or(Error::Exhausted {
+                range: self.range,
+                used: self.taken.len(),
+            })
     }
 
     fn record(&self, uid: &str, address: Ipv4Addr) -> Result<(), Error> {
@@ -139,7 +147,10 @@ mod tests {
         let mut allocator = Allocator::open(dir.path(), range("10.1.0.0/29")).unwrap();
         assert_eq!(allocator.pods(), ["b"]);
         assert_eq!(allocator.get("b"), Some(b));
-        let rest: Vec<_> = ["c", "d", "e", "f"].iter().map(|uid| allocator.allocate(uid).unwrap()).collect();
+        let rest: Vec<_> = ["c", "d", "e", "f"]
+            .iter()
+            .map(|uid| allocator.allocate(uid).unwrap())
+            .collect();
         assert_eq!(rest.last(), Some(&a), "the freed address comes last: {rest:?}");
         assert!(matches!(allocator.allocate("g"), Err(Error::Exhausted { used: 5, .. })));
         allocator.free("d").unwrap();
@@ -168,6 +179,9 @@ mod tests {
     #[test]
     fn refuses_a_range_without_room() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(Allocator::open(dir.path(), range("10.1.0.0/31")), Err(Error::RangeTooSmall(_))));
+        assert!(matches!(
+            Allocator::open(dir.path(), range("10.1.0.0/31")),
+            Err(Error::RangeTooSmall(_))
+        ));
     }
 }

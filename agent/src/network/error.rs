@@ -52,6 +52,10 @@ pub enum Error {
 
 impl Error {
     pub(super) fn file(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Error {
-        Error::File { action, path: path.into(), source }
+        Error::File {
+            action,
+            path: path.into(),
+            source,
+        }
     }
 }

@@ -74,7 +74,12 @@ impl PodNetwork {
             Some(mtu) => mtu,
             None => host::default_mtu(&mut netlink)?.unwrap_or(DEFAULT_MTU),
         };
-        Ok(PodNetwork { node_address, mtu, allocator: Mutex::new(allocator), netlink: Mutex::new(netlink) })
+        Ok(PodNetwork {
+            node_address,
+            mtu,
+            allocator: Mutex::new(allocator),
+            netlink: Mutex::new(netlink),
+        })
     }
 
     /// Connects the network namespace at `netns` and gives it the pod's address; the same address when repeated.
@@ -89,7 +94,8 @@ impl PodNetwork {
 
     /// Removes the pod's interface and frees its address. A pod never set up, or torn down already, is fine.
     pub fn teardown(&self, pod_uid: &str) -> Result<(), Error> {
-        self.netlink.lock().delete_link(&interface_name(pod_uid))?;
+        // The kernel waits for tens of milliseconds here: not while holding up the pods that start.
+        Netlink::open()?.delete_link(&interface_name(pod_uid))?;
         self.allocator.lock().free(pod_uid)
     }
 
@@ -118,7 +124,11 @@ impl PodNetwork {
     }
 
     fn describe(&self, pod_uid: &str, ip: Ipv4Addr) -> PodAddress {
-        PodAddress { ip, gateway: self.node_address, host_interface: interface_name(pod_uid) }
+        PodAddress {
+            ip,
+            gateway: self.node_address,
+            host_interface: interface_name(pod_uid),
+        }
     }
 
     fn connect_host(&self, address: &PodAddress, namespace: &impl AsFd) -> Result<(), Error> {
@@ -150,6 +160,7 @@ impl PodNetwork {
 fn configure_pod_side(ip: Ipv4Addr) -> Result<(), Error> {
     let mut netlink = Netlink::open()?;
     let index = netlink.index_of("eth0")?;
+    netlink.set_up(index)?;
     netlink.add_address(index, ip)?;
     netlink.add_neighbour(index, GATEWAY, HOST_MAC)?;
     netlink.add_route(&netlink::Route {
@@ -165,7 +176,10 @@ fn configure_pod_side(ip: Ipv4Addr) -> Result<(), Error> {
 fn interface_name(pod_uid: &str) -> String {
     use sha2::Digest as _;
     let digest = sha2::Sha256::digest(pod_uid.as_bytes());
-    let hash = digest.iter().take(6).fold(0u64, |hash, byte| hash << 8 | u64::from(*byte));
+    let hash = digest
+        .iter()
+        .take(6)
+        .fold(0u64, |hash, byte| hash << 8 | u64::from(*byte));
     format!("hull{:011x}", hash >> 4)
 }
 

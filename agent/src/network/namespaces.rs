@@ -70,7 +70,9 @@ impl Pinned {
                 .name("namespaces".to_owned())
                 .spawn_scoped(scope, worker)
                 .map_err(|source| failed("start a thread for new namespaces", source))?;
-            handle.join().unwrap_or_else(|_| Err(failed("make namespaces", io::Error::other("the thread panicked"))))
+            handle
+                .join()
+                .unwrap_or_else(|_| Err(failed("make namespaces", io::Error::other("the thread panicked"))))
         });
         if result.is_err() {
             pinned.remove()?;
@@ -93,8 +95,7 @@ impl Pinned {
         for kind in [Kind::Net, Kind::Ipc, Kind::Uts] {
             let path = self.path(kind);
             while is_pinned(&path) {
-                unmount(&path, UnmountFlags::DETACH)
-                    .map_err(|error| Error::file("unmount", &path, error.into()))?;
+                unmount(&path, UnmountFlags::DETACH).map_err(|error| Error::file("unmount", &path, error.into()))?;
             }
             absent_is_fine(fs::remove_file(&path)).map_err(|source| Error::file("remove", &path, source))?;
         }
@@ -103,7 +104,9 @@ impl Pinned {
 }
 
 fn populate(pinned: &Pinned, kinds: &[Kind], hostname: Option<&str>) -> Result<(), Error> {
-    let flags = kinds.iter().fold(UnshareFlags::empty(), |flags, kind| flags | kind.flag());
+    let flags = kinds
+        .iter()
+        .fold(UnshareFlags::empty(), |flags, kind| flags | kind.flag());
     // SAFETY: none of these flags separates the file descriptor table or the memory from the process.
     unsafe { unshare_unsafe(flags) }.map_err(|error| failed(&format!("unshare {kinds:?}"), error.into()))?;
     if kinds.contains(&Kind::Uts)
@@ -162,7 +165,9 @@ pub fn within<T: Send>(
             .name("in-netns".to_owned())
             .spawn_scoped(scope, worker)
             .map_err(|source| failed("start a thread for a network namespace", source))?;
-        handle.join().unwrap_or_else(|_| Err(failed("work in a network namespace", io::Error::other("panicked"))))
+        handle
+            .join()
+            .unwrap_or_else(|_| Err(failed("work in a network namespace", io::Error::other("panicked"))))
     })
 }
 
@@ -171,7 +176,10 @@ fn is_pinned(path: &Path) -> bool {
 }
 
 fn failed(action: &str, source: io::Error) -> Error {
-    Error::Namespace { action: action.to_owned(), source }
+    Error::Namespace {
+        action: action.to_owned(),
+        source,
+    }
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {

@@ -7,9 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -59,11 +57,9 @@ impl Netlink {
         Ok(Netlink { socket, sequence: 0 })
     }
 
-    /// Creates the pair; the pod's end is up at once, the host's end waits for [`Netlink::set_up`].
+    /// Creates the pair; both ends wait for [`Netlink::set_up`].
     pub(super) fn create_veth(&mut self, veth: &Veth<'_>) -> Result<(), Error> {
         let mut peer = LinkMessage::default();
-        peer.header.flags = LinkFlags::Up;
-        peer.header.change_mask = LinkFlags::Up;
         peer.attributes = vec![
             LinkAttribute::IfName(veth.pod_name.to_owned()),
             LinkAttribute::Address(veth.pod_mac.to_vec()),
@@ -80,14 +76,24 @@ impl Netlink {
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
             ]),
         ];
-        let action = format!("create the veth pair {} with {} in the pod", veth.host_name, veth.pod_name);
-        self.request(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL, &action, &[]).map(drop)
+        let action = format!(
+            "create the veth pair {} with {} in the pod",
+            veth.host_name, veth.pod_name
+        );
+        self.request(
+            RouteNetlinkMessage::NewLink(link),
+            NLM_F_CREATE | NLM_F_EXCL,
+            &action,
+            &[],
+        )
+        .map(drop)
     }
 
     /// Deletes a link by name; one that does not exist is fine.
     pub(super) fn delete_link(&mut self, name: &str) -> Result<(), Error> {
         let message = RouteNetlinkMessage::DelLink(named(name));
-        self.request(message, 0, &format!("delete the interface {name}"), &[libc::ENODEV]).map(drop)
+        self.request(message, 0, &format!("delete the interface {name}"), &[libc::ENODEV])
+            .map(drop)
     }
 
     pub(super) fn set_up(&mut self, index: u32) -> Result<(), Error> {
@@ -95,7 +101,13 @@ impl Netlink {
         link.header.index = index;
         link.header.flags = LinkFlags::Up;
         link.header.change_mask = LinkFlags::Up;
-        self.request(RouteNetlinkMessage::SetLink(link), 0, &format!("set interface {index} up"), &[]).map(drop)
+        self.request(
+            RouteNetlinkMessage::SetLink(link),
+            0,
+            &format!("set interface {index} up"),
+            &[],
+        )
+        .map(drop)
     }
 
     pub(super) fn index_of(&mut self, name: &str) -> Result<u32, Error> {
@@ -122,7 +134,8 @@ impl Netlink {
     pub(super) fn add_address(&mut self, index: u32, address: Ipv4Addr) -> Result<(), Error> {
         let message = RouteNetlinkMessage::NewAddress(host_address(index, address));
         let action = format!("add the address {address} to interface {index}");
-        self.request(message, NLM_F_CREATE | NLM_F_REPLACE, &action, &[libc::EEXIST]).map(drop)
+        self.request(message, NLM_F_CREATE | NLM_F_REPLACE, &action, &[libc::EEXIST])
+            .map(drop)
     }
 
     /// Removes a /32 address; one that is not there is fine.
@@ -144,7 +157,8 @@ impl Netlink {
         ];
         let action = format!("add the neighbour {address} on interface {index}");
         let message = RouteNetlinkMessage::NewNeighbour(neighbour);
-        self.request(message, NLM_F_CREATE | NLM_F_REPLACE, &action, &[]).map(drop)
+        self.request(message, NLM_F_CREATE | NLM_F_REPLACE, &action, &[])
+            .map(drop)
     }
 
     pub(super) fn add_route(&mut self, route: &Route) -> Result<(), Error> {
@@ -154,21 +168,40 @@ impl Netlink {
         message.header.table = RouteHeader::RT_TABLE_MAIN;
         message.header.protocol = RouteProtocol::Static;
         message.header.kind = RouteType::Unicast;
-        message.header.scope = if route.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+        message.header.scope = if route.gateway.is_some() {
+            RouteScope::Universe
+        } else {
+            RouteScope::Link
+        };
         message.attributes.push(RouteAttribute::Oif(route.interface));
         if route.prefix > 0 {
-            message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(route.destination)));
+            message
+                .attributes
+                .push(RouteAttribute::Destination(RouteAddress::Inet(route.destination)));
         }
         if let Some(gateway) = route.gateway {
             // The gateway is in no subnet of the interface: its neighbour entry says where it is.
             message.header.flags = RouteFlags::Onlink;
-            message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+            message
+                .attributes
+                .push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
         }
         if let Some(source) = route.source {
-            message.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
+            message
+                .attributes
+                .push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
         }
-        let action = format!("add the route {}/{} on interface {}", route.destination, route.prefix, route.interface);
-        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE, &action, &[]).map(drop)
+        let action = format!(
+            "add the route {}/{} on interface {}",
+            route.destination, route.prefix, route.interface
+        );
+        self.request(
+            RouteNetlinkMessage::NewRoute(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+            &action,
+            &[],
+        )
+        .map(drop)
     }
 
     /// Sends one request and waits for its end; the errors in `accepted` count as success.
@@ -201,7 +234,9 @@ impl Netlink {
             let mut rest = buffer.as_slice();
             while rest.len() >= HEADER_LENGTH {
                 let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
-                let length = (message.header.length as usize).next_multiple_of(4).clamp(HEADER_LENGTH, rest.len());
+                let length = (message.header.length as usize)
+                    .next_multiple_of(4)
+                    .clamp(HEADER_LENGTH, rest.len());
                 rest = &rest[length..];
                 if message.header.sequence_number != self.sequence {
                     continue;
@@ -231,11 +266,16 @@ fn host_address(index: u32, address: Ipv4Addr) -> AddressMessage {
     message.header.prefix_len = 32;
     message.header.scope = AddressScope::Universe;
     message.header.index = index;
-    message.attributes =
-        vec![AddressAttribute::Local(IpAddr::V4(address)), AddressAttribute::Address(IpAddr::V4(address))];
+    message.attributes = vec![
+        AddressAttribute::Local(IpAddr::V4(address)),
+        AddressAttribute::Address(IpAddr::V4(address)),
+    ];
     message
 }
 
 fn failed(action: &str, source: io::Error) -> Error {
-    Error::Netlink { action: action.to_owned(), source }
+    Error::Netlink {
+        action: action.to_owned(),
+        source,
+    }
 }

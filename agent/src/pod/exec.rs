@@ -74,11 +74,11 @@ pub async fn run(
         let mut output = std::pin::pin!(output);
         tokio::select! {
             ready = pidfd.readable() => {
-                ready.map_err(|error| format!("waiting for the exec: {error}"))?;
+                drop(ready.map_err(|error| format!("waiting for the exec: {error}"))?);
                 Ok(tokio::time::timeout(DRAIN, &mut output).await.unwrap_or_default())
             }
             text = &mut output => {
-                pidfd.readable().await.map_err(|error| format!("waiting for the exec: {error}"))?;
+                drop(pidfd.readable().await.map_err(|error| format!("waiting for the exec: {error}"))?);
                 Ok::<_, String>(text)
             }
         }

@@ -32,8 +32,17 @@ fn mount_unless_present(path: &Path) -> Result<(), Error> {
     if is_bpffs(path) {
         return Ok(());
     }
-    mount("bpf", path, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=0700")
-        .map_err(|error| Error::Bpffs { path: path.to_owned(), source: error.into() })?;
+    mount(
+        "bpf",
+        path,
+        "bpf",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        c"mode=0700",
+    )
+    .map_err(|error| Error::Bpffs {
+        path: path.to_owned(),
+        source: error.into(),
+    })?;
     tracing::info!(path = %path.display(), "mounted a BPF file system");
     Ok(())
 }
@@ -48,7 +57,12 @@ pub(super) fn release(dir: &Path) -> Result<(), Error> {
         unmount(dir, UnmountFlags::DETACH).map_err(|error| Error::file("unmount", dir, error.into()))?;
     }
     match fs::remove_dir(dir) {
-        Err(source) if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+        Err(source)
+            if !matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
             Err(Error::file("remove directory", dir, source))
         }
         _ => Ok(()),

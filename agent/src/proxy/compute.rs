@@ -72,16 +72,26 @@ fn by_service<'a>(
 ) -> BTreeMap<(&'a str, &'a str), Vec<&'a EndpointSlice>> {
     let mut map: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for slice in slices.into_iter().filter(|slice| slice.address_type == "IPv4") {
-        let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+        let service = slice
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(SERVICE_NAME));
         if let (Some(namespace), Some(service)) = (&slice.metadata.namespace, service) {
-            map.entry((namespace.as_str(), service.as_str())).or_default().push(slice);
+            map.entry((namespace.as_str(), service.as_str()))
+                .or_default()
+                .push(slice);
         }
     }
     map
 }
 
 fn owned_addresses(service: &Service, spec: &ServiceSpec, node: &NodeView) -> Vec<Ipv4Addr> {
-    let elsewhere = service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME));
+    let elsewhere = service
+        .metadata
+        .labels
+        .as_ref()
+        .is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME));
     if elsewhere || spec.type_.as_deref() == Some("ExternalName") {
         return Vec::new();
     }
@@ -111,9 +121,15 @@ fn add_port(
         return;
     };
     let local_only = spec.internal_traffic_policy.as_deref() == Some("Local");
-    let balanced = Balanced { affinity: affinity(spec), backends: backends(port, protocol, slices, local_only, node) };
+    let balanced = Balanced {
+        affinity: affinity(spec),
+        backends: backends(port, protocol, slices, local_only, node),
+    };
     for address in addresses {
-        let frontend = Frontend { address: SocketAddrV4::new(*address, number), protocol };
+        let frontend = Frontend {
+            address: SocketAddrV4::new(*address, number),
+            protocol,
+        };
         tables.services.insert(frontend, balanced.clone());
     }
 }
@@ -122,8 +138,14 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
     if spec.session_affinity.as_deref() != Some("ClientIP") {
         return None;
     }
-    let seconds = spec.session_affinity_config.as_ref()?.client_ip.as_ref().and_then(|client| client.timeout_seconds);
-    Some(seconds.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(DEFAULT_AFFINITY_SECONDS).max(1))
+    let config = spec
+        .session_affinity_config
+        .as_ref()
+        .and_then(|config| config.client_ip.as_ref());
+    let seconds = config
+        .and_then(|client| client.timeout_seconds)
+        .and_then(|seconds| u32::try_from(seconds).ok());
+    Some(seconds.unwrap_or(DEFAULT_AFFINITY_SECONDS).max(1))
 }
 
 /// The ready endpoints; without any, the terminating ones that still serve, so that a rolling update of a service's
@@ -138,12 +160,16 @@ fn backends(
     let mut ready = Vec::new();
     let mut draining = Vec::new();
     for slice in slices {
-        let Some(number) = slice_port(slice, port, protocol) else { continue };
+        let Some(number) = slice_port(slice, port, protocol) else {
+            continue;
+        };
         for endpoint in slice.endpoints.iter().flatten() {
             if local_only && endpoint.node_name.as_deref() != Some(&node.name) {
                 continue;
             }
-            let Some(address) = endpoint.addresses.first().and_then(|address| address.parse().ok()) else { continue };
+            let Some(address) = endpoint.addresses.first().and_then(|address| address.parse().ok()) else {
+                continue;
+            };
             let backend = SocketAddrV4::new(address, number);
             match usability(endpoint) {
                 Usability::Ready => ready.push(backend),
@@ -196,8 +222,17 @@ fn port_number(port: i32) -> Option<u16> {
 
 fn add_dns(tables: &mut Tables, dns: DnsRedirect) {
     for protocol in [Protocol::Udp, Protocol::Tcp] {
-        let frontend = Frontend { address: SocketAddrV4::new(dns.cluster, 53), protocol };
-        tables.services.insert(frontend, Balanced { affinity: None, backends: vec![dns.local] });
+        let frontend = Frontend {
+            address: SocketAddrV4::new(dns.cluster, 53),
+            protocol,
+        };
+        tables.services.insert(
+            frontend,
+            Balanced {
+                affinity: None,
+                backends: vec![dns.local],
+            },
+        );
     }
 }
 

@@ -39,8 +39,10 @@ pub(super) type Flows = HashMap<MapData, u64, bpf::Origin>;
 /// Destroys the UDP sockets that are connected to a vanished backend, in the host's and in all pods' namespaces.
 /// Returns how many.
 pub(super) fn destroy(gone: &Gone, netns_dir: &Path, flows: &Flows) -> Result<usize, Error> {
-    let mut destroyed = in_this_namespace(gone, flows)
-        .map_err(|source| Error::Sockets { action: "look for UDP sockets on the host".to_owned(), source })?;
+    let mut destroyed = in_this_namespace(gone, flows).map_err(|source| Error::Sockets {
+        action: "look for UDP sockets on the host".to_owned(),
+        source,
+    })?;
     for path in namespaces(netns_dir) {
         let result = in_namespace(&path, gone, flows);
         destroyed += result.map_err(|source| Error::Sockets {
@@ -53,7 +55,10 @@ pub(super) fn destroy(gone: &Gone, netns_dir: &Path, flows: &Flows) -> Result<us
 
 fn namespaces(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path().join("net")).filter(|path| path.exists()).collect()
+    entries
+        .map(|entry| entry.path().join("net"))
+        .filter(|path| path.exists())
+        .collect()
 }
 
 fn in_namespace(path: &Path, gone: &Gone, flows: &Flows) -> io::Result<usize> {
@@ -63,8 +68,12 @@ fn in_namespace(path: &Path, gone: &Gone, flows: &Flows) -> io::Result<usize> {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
             in_this_namespace(gone, flows)
         };
-        let handle = thread::Builder::new().name("sock-destroy".to_owned()).spawn_scoped(scope, worker)?;
-        handle.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+        let handle = thread::Builder::new()
+            .name("sock-destroy".to_owned())
+            .spawn_scoped(scope, worker)?;
+        handle
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
     })
 }
 
@@ -84,7 +93,14 @@ fn in_this_namespace(gone: &Gone, flows: &Flows) -> io::Result<usize> {
 }
 
 fn dump(socket: &Socket, family: u8, gone: &Gone, flows: &Flows) -> io::Result<Vec<[u8; ID]>> {
-    socket.send(&message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, &request(family, &[0; ID])), 0)?;
+    socket.send(
+        &message(
+            SOCK_DIAG_BY_FAMILY,
+            NLM_F_REQUEST | NLM_F_DUMP,
+            &request(family, &[0; ID]),
+        ),
+        0,
+    )?;
     let mut found = Vec::new();
     loop {
         let (buffer, _) = socket.recv_from_full()?;
@@ -99,7 +115,10 @@ fn dump(socket: &Socket, family: u8, gone: &Gone, flows: &Flows) -> io::Result<V
 }
 
 fn destroy_one(socket: &Socket, family: u8, id: &[u8; ID]) -> io::Result<bool> {
-    socket.send(&message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &request(family, id)), 0)?;
+    socket.send(
+        &message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &request(family, id)),
+        0,
+    )?;
     let (buffer, _) = socket.recv_from_full()?;
     for (kind, body) in messages(&buffer) {
         if kind == NLMSG_ERROR {
@@ -143,16 +162,30 @@ fn matching(family: u8, body: &[u8], gone: &Gone, flows: &Flows) -> Option<[u8; 
 
 fn peer(family: u8, id: &[u8; ID]) -> Option<bpf::Endpoint> {
     let port = u16::from_ne_bytes(id.get(2..4)?.try_into().ok()?);
-    let words: Vec<u32> =
-        id.get(20..36)?.chunks_exact(4).filter_map(|word| Some(u32::from_ne_bytes(word.try_into().ok()?))).collect();
+    let words: Vec<u32> = id
+        .get(20..36)?
+        .chunks_exact(4)
+        .filter_map(|word| Some(u32::from_ne_bytes(word.try_into().ok()?)))
+        .collect();
     let words: [u32; 4] = words.try_into().ok()?;
-    let address = if family == libc::AF_INET as u8 { [0, 0, 0xffff_u32.to_be(), words[0]] } else { words };
+    let address = if family == libc::AF_INET as u8 {
+        [0, 0, 0xffff_u32.to_be(), words[0]]
+    } else {
+        words
+    };
     Some(bpf::Endpoint { address, port, zero: 0 })
 }
 
 fn acknowledged(body: &[u8]) -> io::Result<()> {
-    let code = body.first_chunk().map(|code| i32::from_ne_bytes(*code)).unwrap_or(-libc::EBADMSG);
-    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
+    let code = body
+        .first_chunk()
+        .map(|code| i32::from_ne_bytes(*code))
+        .unwrap_or(-libc::EBADMSG);
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(-code))
+    }
 }
 
 /// The netlink messages of a buffer: their types and bodies. One that is longer than the buffer ends the sequence.
@@ -190,6 +223,9 @@ mod tests {
         let v4 = peer(libc::AF_INET as u8, &id).unwrap();
         id[20..36].copy_from_slice(&std::net::Ipv4Addr::new(10, 0, 0, 7).to_ipv6_mapped().octets());
         assert_eq!(peer(libc::AF_INET6 as u8, &id).unwrap(), v4);
-        assert_eq!(super::super::tables::endpoint_from_bpf(&v4), Some("10.0.0.7:53".parse().unwrap()));
+        assert_eq!(
+            super::super::tables::endpoint_from_bpf(&v4),
+            Some("10.0.0.7:53".parse().unwrap())
+        );
     }
 }

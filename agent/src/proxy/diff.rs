@@ -81,7 +81,9 @@ impl Installed {
         let mut sets: BTreeMap<(u32, u32), BTreeMap<u32, SocketAddrV4>> = BTreeMap::new();
         for (slot, backend) in &contents.slots {
             if let Some(address) = endpoint_from_bpf(&backend.endpoint) {
-                sets.entry((slot.service, slot.generation)).or_default().insert(slot.index, address);
+                sets.entry((slot.service, slot.generation))
+                    .or_default()
+                    .insert(slot.index, address);
             }
         }
         let mut installed = Installed::default();
@@ -95,26 +97,49 @@ impl Installed {
                 None => strays.push(Op::RemoveService(*key)),
             }
         }
-        let by_id: BTreeMap<u32, &Entry> =
-            installed.services.values().map(|entry| (entry.service.id, entry)).collect();
-        let members = by_id.values().flat_map(|entry| entry.members()).collect::<BTreeSet<_>>();
+        let by_id: BTreeMap<u32, &Entry> = installed
+            .services
+            .values()
+            .map(|entry| (entry.service.id, entry))
+            .collect();
+        let members = by_id
+            .values()
+            .flat_map(|entry| entry.members())
+            .collect::<BTreeSet<_>>();
         strays.extend(contents.slots.iter().filter_map(|(slot, _)| {
-            let used = by_id.get(&slot.service).is_some_and(|entry| {
-                slot.generation == entry.service.generation && slot.index < entry.service.count
-            });
+            let used = by_id
+                .get(&slot.service)
+                .is_some_and(|entry| slot.generation == entry.service.generation && slot.index < entry.service.count);
             (!used).then_some(Op::RemoveSlot(*slot))
         }));
-        strays.extend(contents.members.iter().filter(|m| !members.contains(m)).map(|m| Op::RemoveMember(*m)));
-        strays.extend(contents.counters.iter().filter(|id| !by_id.contains_key(id)).map(|id| Op::RemoveCounters(*id)));
+        strays.extend(
+            contents
+                .members
+                .iter()
+                .filter(|m| !members.contains(m))
+                .map(|m| Op::RemoveMember(*m)),
+        );
+        strays.extend(
+            contents
+                .counters
+                .iter()
+                .filter(|id| !by_id.contains_key(id))
+                .map(|id| Op::RemoveCounters(*id)),
+        );
         // An id that still has strays must not be given to a new service before they are gone.
         let stray_ids = contents.slots.iter().map(|(slot, _)| slot.service);
-        installed.last_id = stray_ids.chain(contents.counters.iter().copied()).fold(installed.last_id, u32::max);
+        installed.last_id = stray_ids
+            .chain(contents.counters.iter().copied())
+            .fold(installed.last_id, u32::max);
         (installed, strays)
     }
 
     /// The changes that lead to `desired`: removals first, they make room.
     pub(super) fn plan(&mut self, desired: &Tables) -> Vec<Change> {
-        let removed = self.services.iter().filter(|(frontend, _)| !desired.services.contains_key(frontend));
+        let removed = self
+            .services
+            .iter()
+            .filter(|(frontend, _)| !desired.services.contains_key(frontend));
         let mut changes: Vec<Change> = removed.map(|(frontend, entry)| removal(*frontend, entry)).collect();
         for (frontend, balanced) in &desired.services {
             match self.services.get(frontend) {
@@ -148,38 +173,53 @@ impl Entry {
             affinity: balanced.affinity.unwrap_or(0),
             zero: 0,
         };
-        Entry { service, backends: balanced.backends.clone(), intact: true }
+        Entry {
+            service,
+            backends: balanced.backends.clone(),
+            intact: true,
+        }
     }
 
     fn read(key: &bpf::Frontend, service: &bpf::Service, set: Option<&BTreeMap<u32, SocketAddrV4>>) -> Entry {
         let found = set.into_iter().flatten().filter(|(index, _)| **index < service.count);
         let backends: Vec<SocketAddrV4> = found.map(|(_, address)| *address).collect();
         let intact = backends.len() == service.count as usize && service.frontend == *key;
-        Entry { service: *service, backends, intact }
+        Entry {
+            service: *service,
+            backends,
+            intact,
+        }
     }
 
     fn fits(&self, balanced: &Balanced) -> bool {
-        self.intact
-            && self.backends == balanced.backends
-            && self.service.affinity == balanced.affinity.unwrap_or(0)
+        self.intact && self.backends == balanced.backends && self.service.affinity == balanced.affinity.unwrap_or(0)
     }
 
     fn slots(&self) -> impl Iterator<Item = bpf::Backend> {
         let bpf::Service { id, generation, .. } = self.service;
         (0..).zip(&self.backends).map(move |(index, address)| bpf::Backend {
-            slot: bpf::Slot { service: id, generation, index },
+            slot: bpf::Slot {
+                service: id,
+                generation,
+                index,
+            },
             endpoint: endpoint_to_bpf(*address),
         })
     }
 
     /// Only where a client may come back to a backend without a new choice: affinity and unconnected UDP.
     fn members(&self) -> BTreeSet<bpf::Member> {
-        let bpf::Service { id, affinity, frontend, .. } = self.service;
+        let bpf::Service {
+            id, affinity, frontend, ..
+        } = self.service;
         let udp = Frontend::from_bpf(&frontend).is_some_and(|frontend| frontend.protocol == Protocol::Udp);
         if affinity == 0 && !udp {
             return BTreeSet::new();
         }
-        let member = |address: &SocketAddrV4| bpf::Member { service: id, endpoint: endpoint_to_bpf(*address) };
+        let member = |address: &SocketAddrV4| bpf::Member {
+            service: id,
+            endpoint: endpoint_to_bpf(*address),
+        };
         self.backends.iter().map(member).collect()
     }
 }
@@ -191,7 +231,14 @@ fn addition(frontend: Frontend, id: u32, balanced: &Balanced) -> Change {
         .chain(entry.members().into_iter().map(Op::PutMember))
         .collect();
     let commit = Op::PutService(entry.service);
-    Change { frontend, prepare, commit, cleanup: Vec::new(), result: Some(entry), gone: Vec::new() }
+    Change {
+        frontend,
+        prepare,
+        commit,
+        cleanup: Vec::new(),
+        result: Some(entry),
+        gone: Vec::new(),
+    }
 }
 
 fn removal(frontend: Frontend, entry: &Entry) -> Change {
@@ -202,12 +249,23 @@ fn removal(frontend: Frontend, entry: &Entry) -> Change {
         .chain([Op::RemoveCounters(entry.service.id)])
         .collect();
     let commit = Op::RemoveService(entry.service.frontend);
-    Change { frontend, prepare: Vec::new(), commit, cleanup, result: None, gone: entry.backends.clone() }
+    Change {
+        frontend,
+        prepare: Vec::new(),
+        commit,
+        cleanup,
+        result: None,
+        gone: entry.backends.clone(),
+    }
 }
 
 fn update(frontend: Frontend, old: &Entry, balanced: &Balanced) -> Change {
     let same_set = old.intact && old.backends == balanced.backends;
-    let generation = if same_set { old.service.generation } else { old.service.generation.wrapping_add(1) };
+    let generation = if same_set {
+        old.service.generation
+    } else {
+        old.service.generation.wrapping_add(1)
+    };
     let new = Entry::new(frontend, old.service.id, generation, balanced);
     let (old_members, new_members) = (old.members(), new.members());
     let mut prepare = Vec::new();
@@ -215,13 +273,36 @@ fn update(frontend: Frontend, old: &Entry, balanced: &Balanced) -> Change {
     if !same_set {
         prepare.extend(new.slots().map(Op::PutSlot));
         // A set with holes is left by its indices, not by what was found in it.
-        let bpf::Service { id: service, generation, count, .. } = old.service;
-        cleanup.extend((0..count).map(|index| Op::RemoveSlot(bpf::Slot { service, generation, index })));
+        let bpf::Service {
+            id: service,
+            generation,
+            count,
+            ..
+        } = old.service;
+        cleanup.extend((0..count).map(|index| {
+            Op::RemoveSlot(bpf::Slot {
+                service,
+                generation,
+                index,
+            })
+        }));
     }
     prepare.extend(new_members.difference(&old_members).copied().map(Op::PutMember));
     cleanup.extend(old_members.difference(&new_members).copied().map(Op::RemoveMember));
-    let gone = old.backends.iter().filter(|address| !new.backends.contains(address)).copied().collect();
-    Change { frontend, prepare, commit: Op::PutService(new.service), cleanup, result: Some(new), gone }
+    let gone = old
+        .backends
+        .iter()
+        .filter(|address| !new.backends.contains(address))
+        .copied()
+        .collect();
+    Change {
+        frontend,
+        prepare,
+        commit: Op::PutService(new.service),
+        cleanup,
+        result: Some(new),
+        gone,
+    }
 }
 
 #[cfg(test)]

@@ -78,6 +78,10 @@ pub struct Rejected {
 
 impl Error {
     pub(super) fn file(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Error {
-        Error::File { action, path: path.into(), source }
+        Error::File {
+            action,
+            path: path.into(),
+            source,
+        }
     }
 }

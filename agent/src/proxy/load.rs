@@ -43,7 +43,10 @@ pub(super) fn load(config: &ProxyConfig) -> Result<Ebpf, Error> {
 
 fn load_with(config: &ProxyConfig, can_set_error: u32, log: VerifierLogLevel) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    loader.btf(None).verifier_log_level(log).override_global("CAN_SET_ERROR", &can_set_error, true);
+    loader
+        .btf(None)
+        .verifier_log_level(log)
+        .override_global("CAN_SET_ERROR", &can_set_error, true);
     for name in NAMES {
         loader.map_pin_path(name, map_pin(config, name));
     }
@@ -60,14 +63,30 @@ fn load_with(config: &ProxyConfig, can_set_error: u32, log: VerifierLogLevel) ->
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| Error::Load(chain(&error)))?;
     for (name, _) in PROGRAMS {
-        program(&mut ebpf, name)?.load().map_err(|error| Error::Load(format!("{name}: {}", chain(&error))))?;
+        program(&mut ebpf, name)?
+            .load()
+            .map_err(|error| Error::Load(format!("{name}: {}", chain(&error))))?;
     }
     Ok(ebpf)
 }
 
+/// The loader reads all of the kernel's own type information, tens of megabytes once parsed, though nothing here needs
+/// it (aya 0.14 has no way around that): what malloc keeps of it would stay with the agent for good.
+pub(super) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: a function without preconditions; malloc(3) is safe to call from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, Error> {
-    let program = ebpf.program_mut(name).ok_or_else(|| Error::Load(format!("the object has no program {name}")))?;
-    program.try_into().map_err(|_| Error::Load(format!("{name} is not a program for socket addresses")))
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| Error::Load(format!("the object has no program {name}")))?;
+    program
+        .try_into()
+        .map_err(|_| Error::Load(format!("{name} is not a program for socket addresses")))
 }
 
 /// An error with all its causes; of the verifier's log the end, where the reason stands.
@@ -84,9 +103,15 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// Puts the programs in force: existing links get the new program, missing ones are made.
 pub(super) fn attach(config: &ProxyConfig, ebpf: &mut Ebpf) -> Result<(), Error> {
     let cgroup = File::open(&config.cgroup).map_err(|source| Error::file("open", &config.cgroup, source))?;
-    let metadata = cgroup.metadata().map_err(|source| Error::file("stat", &config.cgroup, source))?;
+    let metadata = cgroup
+        .metadata()
+        .map_err(|source| Error::file("stat", &config.cgroup, source))?;
     for (name, attach_type) in PROGRAMS {
-        let failed = |source| Error::Attach { program: name, cgroup: config.cgroup.clone(), source };
+        let failed = |source| Error::Attach {
+            program: name,
+            cgroup: config.cgroup.clone(),
+            source,
+        };
         let program = program(ebpf, name)?;
         let fd = program.fd().map_err(|error| failed(io::Error::other(error)))?.as_fd();
         let pin = config.bpf_dir.join(format!("link_{name}"));
@@ -132,12 +157,17 @@ fn map_pin(config: &ProxyConfig, name: &str) -> PathBuf {
 
 /// The pins of maps with another layout than `layout`.
 pub(super) fn other_layouts(dir: &Path, layout: u32) -> Result<Vec<PathBuf>, Error> {
-    Ok(pins(dir)?.into_iter().filter(|(_, pin)| matches!(pin, Pin::Map(other) if *other != layout)).map(|p| p.0).collect())
+    Ok(pins(dir)?
+        .into_iter()
+        .filter(|(_, pin)| matches!(pin, Pin::Map(other) if *other != layout))
+        .map(|p| p.0)
+        .collect())
 }
 
 /// Removes pins; what they named goes with its last user.
 pub(super) fn remove(pins: &[PathBuf]) -> Result<(), Error> {
-    pins.iter().try_for_each(|pin| fs::remove_file(pin).map_err(|source| Error::file("remove", pin, source)))
+    pins.iter()
+        .try_for_each(|pin| fs::remove_file(pin).map_err(|source| Error::file("remove", pin, source)))
 }
 
 enum Pin {
@@ -171,7 +201,9 @@ pub fn unload(bpf_dir: &Path) -> Result<(), Error> {
     if !bpf_dir.exists() {
         return Ok(());
     }
-    let (links, maps): (Vec<_>, Vec<_>) = pins(bpf_dir)?.into_iter().partition(|(_, pin)| matches!(pin, Pin::Link));
+    let (links, maps): (Vec<_>, Vec<_>) = pins(bpf_dir)?
+        .into_iter()
+        .partition(|(_, pin)| matches!(pin, Pin::Link));
     for (path, _) in &links {
         let link = sys::open_pinned(path).map_err(|source| Error::file("open the link", path, source))?;
         // Fails on a link whose cgroup is gone: then it is detached already.

@@ -9,8 +9,9 @@ use super::destroy::Flows;
 use super::diff::{Contents, Op};
 
 /// The names of all maps, as in the object and, with the layout's version, as pins.
-pub(super) const NAMES: [&str; 8] =
-    ["services", "slots", "members", "counters", "affinity", "origins", "peers", "flows"];
+pub(super) const NAMES: [&str; 8] = [
+    "services", "slots", "members", "counters", "affinity", "origins", "peers", "flows",
+];
 
 /// Any value: being in the map is what counts.
 const PRESENT: u32 = 1;
@@ -27,12 +28,18 @@ pub(super) struct Maps {
 impl Maps {
     /// Takes the maps out of the loaded object; each conversion checks type, key and value size.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Maps, Error> {
-        let mut map = |name| ebpf.take_map(name).ok_or_else(|| Error::Load(format!("the object has no map {name}")));
+        let mut map = |name| {
+            ebpf.take_map(name)
+                .ok_or_else(|| Error::Load(format!("the object has no map {name}")))
+        };
         let (services, slots, members) = (map("services")?, map("slots")?, map("members")?);
         let (counters, flows) = (map("counters")?, map("flows")?);
         for (name, fit) in [
             ("peers", SkStorage::<_, bpf::Peers>::try_from(&map("peers")?).map(drop)),
-            ("origins", SkStorage::<_, bpf::Origin>::try_from(&map("origins")?).map(drop)),
+            (
+                "origins",
+                SkStorage::<_, bpf::Origin>::try_from(&map("origins")?).map(drop),
+            ),
         ] {
             fits(name, fit)?;
         }
@@ -42,8 +49,11 @@ impl Maps {
             members: fits("members", HashMap::try_from(members))?,
             counters: fits("counters", PerCpuHashMap::try_from(counters))?,
             flows: fits("flows", HashMap::try_from(flows))?,
-            processors: aya::util::nr_cpus()
-                .map_err(|(path, source)| Error::File { action: "read", path: path.into(), source })?,
+            processors: aya::util::nr_cpus().map_err(|(path, source)| Error::File {
+                action: "read",
+                path: path.into(),
+                source,
+            })?,
         })
     }
 
@@ -69,8 +79,14 @@ impl Maps {
             Op::PutMember(member) => wrote("members", self.members.insert(member, PRESENT, 0)),
             Op::PutService(service) => wrote("services", self.services.insert(service.frontend, service, 0)),
             Op::PutCounters(id) => {
-                let zero = PerCpuValues::try_from(vec![bpf::Counters::default(); self.processors])
-                    .map_err(|error| Error::Access { action: "size", map: "counters", reason: error.to_string() })?;
+                let zero =
+                    PerCpuValues::try_from(vec![bpf::Counters::default(); self.processors]).map_err(|error| {
+                        Error::Access {
+                            action: "size",
+                            map: "counters",
+                            reason: error.to_string(),
+                        }
+                    })?;
                 wrote("counters", self.counters.insert(id, zero, 0))
             }
             Op::RemoveSlot(slot) => removed("slots", self.slots.remove(slot)),
@@ -82,10 +98,11 @@ impl Maps {
 
     /// The counters of a service, over all CPUs.
     pub(super) fn counters(&self, id: u32) -> Result<bpf::Counters, Error> {
-        let values = self
-            .counters
-            .get(&id, 0)
-            .map_err(|error| Error::Access { action: "read", map: "counters", reason: explain(&error) })?;
+        let values = self.counters.get(&id, 0).map_err(|error| Error::Access {
+            action: "read",
+            map: "counters",
+            reason: explain(&error),
+        })?;
         let sum = |sum: bpf::Counters, value: &bpf::Counters| bpf::Counters {
             translated: sum.translated + value.translated,
             refused: sum.refused + value.refused,
@@ -95,23 +112,36 @@ impl Maps {
 }
 
 fn fits<T>(map: &'static str, result: Result<T, MapError>) -> Result<T, Error> {
-    result.map_err(|error| Error::Map { path: map.into(), reason: error.to_string() })
+    result.map_err(|error| Error::Map {
+        path: map.into(),
+        reason: error.to_string(),
+    })
 }
 
 fn collect<T>(map: &'static str, elements: impl Iterator<Item = Result<T, MapError>>) -> Result<Vec<T>, Error> {
-    elements
-        .collect::<Result<_, _>>()
-        .map_err(|error| Error::Access { action: "read", map, reason: explain(&error) })
+    elements.collect::<Result<_, _>>().map_err(|error| Error::Access {
+        action: "read",
+        map,
+        reason: explain(&error),
+    })
 }
 
 fn wrote(map: &'static str, result: Result<(), MapError>) -> Result<(), Error> {
-    result.map_err(|error| Error::Access { action: "write to", map, reason: explain(&error) })
+    result.map_err(|error| Error::Access {
+        action: "write to",
+        map,
+        reason: explain(&error),
+    })
 }
 
 fn removed(map: &'static str, result: Result<(), MapError>) -> Result<(), Error> {
     match result {
         Err(error) if errno(&error) != Some(libc::ENOENT) && !matches!(error, MapError::KeyNotFound) => {
-            Err(Error::Access { action: "remove from", map, reason: explain(&error) })
+            Err(Error::Access {
+                action: "remove from",
+                map,
+                reason: explain(&error),
+            })
         }
         _ => Ok(()),
     }

@@ -74,7 +74,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { services: 65_536, backends: 262_144, clients: 16_384 }
+        Limits {
+            services: 65_536,
+            backends: 262_144,
+            clients: 16_384,
+        }
     }
 }
 
@@ -115,6 +119,7 @@ impl Proxy {
         bpffs::ensure(&config.bpf_dir)?;
         let mut ebpf = load::load(&config)?;
         let maps = Maps::take(&mut ebpf)?;
+        load::give_memory_back();
         let (installed, strays) = Installed::rebuild(&maps.read()?);
         let waiting = if load::other_layouts(&config.bpf_dir, config.layout)?.is_empty() {
             load::attach(&config, &mut ebpf)?;
@@ -122,7 +127,13 @@ impl Proxy {
         } else {
             Some(ebpf)
         };
-        Ok(Proxy { config, maps, installed, strays, waiting })
+        Ok(Proxy {
+            config,
+            maps,
+            installed,
+            strays,
+            waiting,
+        })
     }
 
     /// Brings the maps to `desired` by writing what differs. Call it with complete tables only, that is after the
@@ -141,7 +152,10 @@ impl Proxy {
                     self.installed.done(change);
                 }
                 Err(error) => {
-                    report.rejected.push(Rejected { frontend: change.frontend, reason: error.to_string() });
+                    report.rejected.push(Rejected {
+                        frontend: change.frontend,
+                        reason: error.to_string(),
+                    });
                 }
             }
         }
@@ -157,7 +171,10 @@ impl Proxy {
 
     /// The services in force.
     pub fn services(&self) -> impl Iterator<Item = (&Frontend, &[SocketAddrV4])> {
-        self.installed.services.iter().map(|(frontend, entry)| (frontend, entry.backends.as_slice()))
+        self.installed
+            .services
+            .iter()
+            .map(|(frontend, entry)| (frontend, entry.backends.as_slice()))
     }
 
     /// The counters of a service in force.
@@ -166,7 +183,10 @@ impl Proxy {
             return Ok(None);
         };
         let counters = self.maps.counters(entry.service.id)?;
-        Ok(Some(Counters { translated: counters.translated, refused: counters.refused }))
+        Ok(Some(Counters {
+            translated: counters.translated,
+            refused: counters.refused,
+        }))
     }
 }
 
@@ -193,6 +213,10 @@ fn carry_out(maps: &mut Maps, change: &Change) -> Result<(), Error> {
 fn left(change: &Change) -> impl Iterator<Item = bpf::Origin> {
     let udp = change.frontend.protocol == Protocol::Udp;
     let frontend = change.frontend.to_bpf();
-    let endpoints = change.gone.iter().filter(move |_| udp).map(|address| endpoint_to_bpf(*address));
+    let endpoints = change
+        .gone
+        .iter()
+        .filter(move |_| udp)
+        .map(|address| endpoint_to_bpf(*address));
     endpoints.map(move |endpoint| bpf::Origin { frontend, endpoint })
 }

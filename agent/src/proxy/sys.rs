@@ -53,7 +53,11 @@ struct LinkInfo {
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is a prefix of union bpf_attr of the given size; what it points to lives as long as the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 fn owned(fd: libc::c_long) -> OwnedFd {
@@ -68,25 +72,45 @@ fn number(fd: BorrowedFd<'_>) -> u32 {
 /// Opens a pinned object.
 pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    bpf(BPF_OBJ_GET, &ObjectAttr { path: path.as_ptr() as u64, ..ObjectAttr::default() }).map(owned)
+    bpf(
+        BPF_OBJ_GET,
+        &ObjectAttr {
+            path: path.as_ptr() as u64,
+            ..ObjectAttr::default()
+        },
+    )
+    .map(owned)
 }
 
 /// Pins an object.
 pub(super) fn pin(object: &impl AsFd, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let attr = ObjectAttr { path: path.as_ptr() as u64, fd: number(object.as_fd()), flags: 0 };
+    let attr = ObjectAttr {
+        path: path.as_ptr() as u64,
+        fd: number(object.as_fd()),
+        flags: 0,
+    };
     bpf(BPF_OBJ_PIN, &attr).map(drop)
 }
 
 /// Attaches a program to a cgroup, beside those of others.
 pub(super) fn create_link(program: BorrowedFd<'_>, cgroup: &impl AsFd, attach_type: u32) -> io::Result<OwnedFd> {
-    let attr = LinkAttr { first_fd: number(program), second_fd: number(cgroup.as_fd()), attach_type, flags: 0 };
+    let attr = LinkAttr {
+        first_fd: number(program),
+        second_fd: number(cgroup.as_fd()),
+        attach_type,
+        flags: 0,
+    };
     bpf(BPF_LINK_CREATE, &attr).map(owned)
 }
 
 /// Gives a link another program, in one step.
 pub(super) fn update_link(link: &impl AsFd, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attr = LinkAttr { first_fd: number(link.as_fd()), second_fd: number(program), ..LinkAttr::default() };
+    let attr = LinkAttr {
+        first_fd: number(link.as_fd()),
+        second_fd: number(program),
+        ..LinkAttr::default()
+    };
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
 }
 

@@ -64,9 +64,18 @@ impl Frontend {
     }
 
     pub(super) fn from_bpf(frontend: &bpf::Frontend) -> Option<Frontend> {
-        let endpoint = bpf::Endpoint { address: frontend.address, port: frontend.port, zero: 0 };
-        let protocol = [Protocol::Tcp, Protocol::Udp].into_iter().find(|p| p.number() == frontend.protocol)?;
-        Some(Frontend { address: endpoint_from_bpf(&endpoint)?, protocol })
+        let endpoint = bpf::Endpoint {
+            address: frontend.address,
+            port: frontend.port,
+            zero: 0,
+        };
+        let protocol = [Protocol::Tcp, Protocol::Udp]
+            .into_iter()
+            .find(|p| p.number() == frontend.protocol)?;
+        Some(Frontend {
+            address: endpoint_from_bpf(&endpoint)?,
+            protocol,
+        })
     }
 }
 
@@ -88,7 +97,11 @@ pub struct Tables {
 
 pub(super) fn endpoint_to_bpf(address: SocketAddrV4) -> bpf::Endpoint {
     let word = u32::from_ne_bytes(address.ip().octets());
-    bpf::Endpoint { address: [0, 0, 0xffff_u32.to_be(), word], port: address.port().to_be(), zero: 0 }
+    bpf::Endpoint {
+        address: [0, 0, 0xffff_u32.to_be(), word],
+        port: address.port().to_be(),
+        zero: 0,
+    }
 }
 
 pub(super) fn endpoint_from_bpf(endpoint: &bpf::Endpoint) -> Option<SocketAddrV4> {
@@ -98,7 +111,10 @@ pub(super) fn endpoint_from_bpf(endpoint: &bpf::Endpoint) -> Option<SocketAddrV4
     if prefix != 0xffff_u32.to_be() {
         return None;
     }
-    Some(SocketAddrV4::new(Ipv4Addr::from(word.to_ne_bytes()), u16::from_be(endpoint.port)))
+    Some(SocketAddrV4::new(
+        Ipv4Addr::from(word.to_ne_bytes()),
+        u16::from_be(endpoint.port),
+    ))
 }
 
 #[cfg(test)]
@@ -107,12 +123,21 @@ mod tests {
 
     #[test]
     fn frontends_survive_the_way_through_a_map() {
-        let frontend = Frontend { address: "10.96.1.2:8080".parse().unwrap(), protocol: Protocol::Udp };
+        let frontend = Frontend {
+            address: "10.96.1.2:8080".parse().unwrap(),
+            protocol: Protocol::Udp,
+        };
         let bpf = frontend.to_bpf();
         assert_eq!(bpf.port.to_ne_bytes(), [0x1f, 0x90], "ports are in network byte order");
         assert_eq!(bpf.address[3].to_ne_bytes(), [10, 96, 1, 2]);
         assert_eq!(Frontend::from_bpf(&bpf), Some(frontend));
         assert_eq!(Frontend::from_bpf(&bpf::Frontend { protocol: 132, ..bpf }), None);
-        assert_eq!(Frontend::from_bpf(&bpf::Frontend { address: [1, 0, 0, 0], ..bpf }), None);
+        assert_eq!(
+            Frontend::from_bpf(&bpf::Frontend {
+                address: [1, 0, 0, 0],
+                ..bpf
+            }),
+            None
+        );
     }
 }

@@ -36,11 +36,18 @@ impl ProcessCgroup {
         }
         let root = cgroup2_mount();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap().to_owned();
+        let own = own
+            .lines()
+            .find_map(|line| line.strip_prefix("0::/"))
+            .unwrap()
+            .to_owned();
         let dir = root.join(format!("hull-test-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("cgroup.procs"), std::process::id().to_string()).unwrap();
-        let cgroup = Arc::new(ProcessCgroup { dir, before: root.join(own) });
+        let cgroup = Arc::new(ProcessCgroup {
+            dir,
+            before: root.join(own),
+        });
         *process = Some(cgroup.clone());
         cgroup
     }
@@ -58,7 +65,10 @@ fn leave(cgroup: Arc<ProcessCgroup>) {
 
 fn cgroup2_mount() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("a cgroup2 mount");
+    let line = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .expect("a cgroup2 mount");
     line.split(' ').nth(4).unwrap().into()
 }
 
@@ -79,13 +89,20 @@ impl Host {
     pub fn enter() -> Host {
         assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let process = ProcessCgroup::enter();
-        let cgroup = process.dir.join(format!("t{}", COUNTER.fetch_add(1, Ordering::Relaxed)));
+        let cgroup = process
+            .dir
+            .join(format!("t{}", COUNTER.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&cgroup).unwrap();
         fs::write(cgroup.join("cgroup.type"), "threaded").unwrap();
         fs::write(cgroup.join("cgroup.threads"), thread_id()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         // The host's own namespace is pinned like a pod's, so that other threads can come in.
-        let host = Host { cgroup, dir, process: Some(process), pods: Mutex::default() };
+        let host = Host {
+            cgroup,
+            dir,
+            process: Some(process),
+            pods: Mutex::default(),
+        };
         let namespace = host.pin("host", None);
         enter_namespace(&namespace.path(Kind::Net));
         host
@@ -129,7 +146,12 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         let _ = proxy::unload(&self.bpf_dir());
-        for pod in self.pods.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).drain(..) {
+        for pod in self
+            .pods
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .drain(..)
+        {
             let _ = pod.remove();
         }
         if let Some(process) = self.process.take() {
@@ -177,7 +199,11 @@ impl Server {
                 }
             }
         });
-        Server { address, stop: Some(stop), thread: Some(thread) }
+        Server {
+            address,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
     }
 
     /// A UDP server that answers every datagram with `name`.
@@ -196,14 +222,21 @@ impl Server {
                 }
             }
         });
-        Server { address, stop: Some(stop), thread: Some(thread) }
+        Server {
+            address,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
     }
 }
 
 /// Waits until a client comes, but not so long that a server could not be stopped.
 fn wait_readable(fd: &impl std::os::fd::AsFd) {
     let mut fds = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN)];
-    let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    let timeout = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 20_000_000,
+    };
     let _ = rustix::event::poll(&mut fds, Some(&timeout));
 }
 
@@ -219,9 +252,7 @@ impl Drop for Server {
 pub fn v4(address: SocketAddr) -> SocketAddrV4 {
     match address {
         SocketAddr::V4(address) => address,
-        SocketAddr::V6(address) => {
-            SocketAddrV4::new(address.ip().to_ipv4_mapped().unwrap(), address.port())
-        }
+        SocketAddr::V6(address) => SocketAddrV4::new(address.ip().to_ipv4_mapped().unwrap(), address.port()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, Method, header};
 
+use super::query::Params;
 use super::route::ResourceRoute;
 use super::{Api, Peer};
 use crate::auth::{Attributes, Decision, User};
@@ -76,8 +77,8 @@ fn may_impersonate(api: &Api, user: &User, resource: &str, namespace: &str, name
 ///
 /// # Errors
 /// 403 with Kubernetes' message.
-pub fn authorize(api: &Api, user: &User, route: &ResourceRoute) -> Result<(), Status> {
-    let attributes = attributes(route);
+pub fn authorize(api: &Api, user: &User, route: &ResourceRoute, params: &Params) -> Result<(), Status> {
+    let attributes = attributes(route, params);
     match api.authorizer.authorize(user, &attributes) {
         Decision::Allow(_) => Ok(()),
         Decision::Deny(reason) => Err(denied(route.resource, user, &attributes, &route.qualified(), &reason)),
@@ -85,7 +86,7 @@ pub fn authorize(api: &Api, user: &User, route: &ResourceRoute) -> Result<(), St
 }
 
 /// What the authorizer is asked about a request.
-fn attributes(route: &ResourceRoute) -> Attributes<'_> {
+fn attributes<'a>(route: &'a ResourceRoute, params: &'a Params) -> Attributes<'a> {
     // Streams into a pod are creations whatever the method: a WebSocket can only begin with GET.
     let verb = match route.sub() {
         Some("exec" | "attach" | "portforward") => "create",
@@ -98,9 +99,17 @@ fn attributes(route: &ResourceRoute) -> Attributes<'_> {
         resource: route.resource.plural,
         subresource: route.sub().unwrap_or_default(),
         namespace: if namespace_itself { &route.name } else { &route.namespace },
-        name: &route.name,
+        name: if route.name.is_empty() { named_by(params) } else { &route.name },
+        field_selector: params.get("fieldSelector"),
         ..Attributes::default()
     }
+}
+
+/// The one name a field selector asks for, if it asks for one.
+fn named_by(params: &Params) -> &str {
+    let terms = params.text("fieldSelector").split(',');
+    let mut names = terms.filter_map(|term| term.strip_prefix("metadata.name=")).map(|name| name.trim_start_matches('='));
+    names.next().unwrap_or_default()
 }
 
 fn denied(

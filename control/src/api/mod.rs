@@ -18,6 +18,8 @@ mod review;
 mod route;
 mod subresource;
 mod table;
+#[cfg(test)]
+mod tests;
 mod watch;
 mod write;
 
@@ -149,7 +151,7 @@ impl Api {
                 discovery::answer(request.method(), &path, request.headers(), &params)
             }
             Route::Resource(route) => {
-                access::authorize(self, &user, &route)?;
+                access::authorize(self, &user, &route, &params)?;
                 let shape = negotiate::shape(request.headers());
                 let context = Context { user, route, params, shape, warnings: warnings.clone() };
                 self.dispatch(&context, request).await

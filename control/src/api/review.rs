@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::body::{self, Response};
 use super::{Api, Context};
+use crate::auth::tokens::ISSUER;
 use crate::auth::{Attributes, Decision, User};
 use crate::registry::Status;
 
@@ -26,7 +27,9 @@ pub async fn answer(api: &Api, context: &Context, mut review: Value) -> Result<R
             }
             access(api, &subject(spec)?, spec)?
         }
-        "SelfSubjectRulesReview" => rules(api, &context.user, review["spec"]["namespace"].as_str().unwrap_or_default()),
+        "SelfSubjectRulesReview" => {
+            api.authorizer.rules(&context.user, review["spec"]["namespace"].as_str().unwrap_or_default())
+        },
         _ => return Err(Status::no_route()),
     };
     review["status"] = status;
@@ -51,8 +54,11 @@ fn user_info(user: &User) -> Value {
 
 fn token(api: &Api, review: &Value) -> Value {
     let bearer = review["spec"]["token"].as_str().unwrap_or_default();
-    match api.authenticator.authenticate(None, Some(bearer)) {
-        Ok(user) => json!({"authenticated": true, "user": user_info(&user)}),
+    let asked: Vec<&str> =
+        review["spec"]["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let audiences = if asked.is_empty() { vec![ISSUER] } else { asked };
+    match api.authenticator.review(bearer, &audiences) {
+        Ok((user, audiences)) => json!({"authenticated": true, "user": user_info(&user), "audiences": audiences}),
         Err(error) => json!({"authenticated": false, "user": {}, "error": error.to_string()}),
     }
 }
@@ -112,6 +118,3 @@ fn access(api: &Api, user: &User, spec: &Value) -> Result<Value, Status> {
     })
 }
 
-fn rules(_api: &Api, _user: &User, _namespace: &str) -> Value {
-    json!({"resourceRules": [], "nonResourceRules": [], "incomplete": true})
-}

@@ -1,96 +1,70 @@
-//! placeholder: see the module's owner (S). Signatures only, written by A so that registry, api and controllers compile.
-use std::collections::BTreeMap;
-use std::sync::Arc;
+//! Who asks, and whether they may: authentication, RBAC, the node authorizer, service-account tokens.
+//!
+//! Everything is decided from the cache, in memory. What nobody allows is denied. Kubernetes' "Authenticating",
+//! "Using RBAC Authorization", "Using Node Authorization" and "Managing Service Accounts" are the specification.
 
-use crate::cache::Cache;
+mod authenticator;
+mod authorizer;
+mod bootstrap;
+mod node;
+mod rbac;
+pub mod tokens;
+
+use std::collections::BTreeMap;
+
+pub use self::authenticator::{Authenticator, Unauthenticated, certificate_user};
+pub use self::authorizer::Authorizer;
+pub use self::bootstrap::bootstrap;
+
+/// The group whose members may do everything.
+pub const MASTERS: &str = "system:masters";
 
 /// Who asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     /// Name.
     pub name: String,
-    /// Uid.
+    /// Unique id; empty for users known by certificate.
     pub uid: String,
     /// Groups.
     pub groups: Vec<String>,
-    /// Extra.
+    /// Further facts, e.g. the pod a token is bound to.
     pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    /// Whether the user is in a group.
+    pub fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
 }
 
 /// What is asked.
 #[derive(Clone, Debug, Default)]
 pub struct Attributes<'a> {
-    /// Verb.
+    /// Verb: `get`, `list`, `watch`, `create`, …; for paths that are no resources the method in lower case.
     pub verb: &'a str,
-    /// Group.
+    /// API group, empty for the core.
     pub group: &'a str,
-    /// Resource.
+    /// Resource (plural).
     pub resource: &'a str,
-    /// Subresource.
+    /// Subresource, or empty.
     pub subresource: &'a str,
-    /// Namespace.
+    /// Namespace, or empty.
     pub namespace: &'a str,
-    /// Name.
+    /// Name, or empty; for a list or watch the name its field selector asks for.
     pub name: &'a str,
-    /// Path of a non-resource request.
+    /// Path of a request that is for no resource.
     pub non_resource_path: Option<&'a str>,
+    /// The field selector of a list or watch, when the API server tells: a node may then list only its own pods.
+    pub field_selector: Option<&'a str>,
 }
 
-/// Authorizes.
-pub struct Authorizer {}
-
-/// The answer.
+/// The answer, with the reason (for audit, and for the error's text).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Yes.
     Allow(String),
     /// No.
     Deny(String),
-}
-
-impl Authorizer {
-    /// New.
-    pub fn new(_cache: Arc<Cache>) -> Self {
-        Self {}
-    }
-    /// Authorize.
-    pub fn authorize(&self, _user: &User, _attributes: &Attributes<'_>) -> Decision {
-        Decision::Allow(String::new())
-    }
-}
-
-/// Authenticates.
-pub struct Authenticator {}
-
-/// Bad credentials.
-#[derive(Debug, thiserror::Error)]
-#[error("unauthenticated")]
-pub struct Unauthenticated;
-
-impl Authenticator {
-    /// New.
-    pub fn new(_cache: Arc<Cache>, _tokens: Arc<tokens::Tokens>) -> Self {
-        Self {}
-    }
-    /// Authenticate.
-    pub fn authenticate(&self, _cert: Option<&[u8]>, _bearer: Option<&str>) -> Result<User, Unauthenticated> {
-        Ok(User { name: "admin".into(), groups: vec!["system:masters".into()], ..User::default() })
-    }
-}
-
-/// Service account tokens.
-pub mod tokens {
-    /// Issues and verifies.
-    pub struct Tokens {}
-    impl Tokens {
-        /// Load.
-        pub fn load(_key: &std::path::Path) -> Result<Self, String> {
-            Ok(Self {})
-        }
-    }
-}
-
-/// Default roles and bindings.
-pub fn bootstrap() -> Vec<serde_json::Value> {
-    Vec::new()
 }

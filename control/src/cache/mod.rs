@@ -9,7 +9,7 @@ mod object;
 mod ring;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod watcher;
 
 use std::collections::{HashMap, HashSet};

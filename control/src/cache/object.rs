@@ -57,13 +57,27 @@ impl Object {
     ) -> Option<Self> {
         let (json, splice) = stored_parts(stored)?;
         let body = spliced(&json[..splice], &json[splice..], revision);
-        Some(Self { resource, namespace, name, revision, created, index, body })
+        Some(Self {
+            resource,
+            namespace,
+            name,
+            revision,
+            created,
+            index,
+            body,
+        })
     }
 
     /// The same state under another revision: what watchers are told when the object is deleted or leaves their selector.
     pub(super) fn at(&self, revision: Revision) -> Self {
         let name = (self.resource.clone(), self.namespace.clone(), self.name.clone());
-        Self::build(name, revision, self.created, self.index.clone(), &encode_parts(&self.value(), Vec::new()))
+        Self::build(
+            name,
+            revision,
+            self.created,
+            self.index.clone(),
+            &encode_parts(&self.value(), Vec::new()),
+        )
     }
 
     fn build(
@@ -74,7 +88,15 @@ impl Object {
         (json, splice): &(Vec<u8>, usize),
     ) -> Self {
         let body = spliced(&json[..*splice], &json[*splice..], revision);
-        Self { resource, namespace, name, revision, created, index, body }
+        Self {
+            resource,
+            namespace,
+            name,
+            revision,
+            created,
+            index,
+            body,
+        }
     }
 
     /// The decoded body.

@@ -100,7 +100,7 @@ impl Executor {
                 namespace,
                 object,
             } => {
-                let resource = known(&resource)?;
+                let resource = schema::by_key(&resource).ok_or_else(Status::no_route)?;
                 let options = WriteOptions::default();
                 let created = self
                     .registry
@@ -113,7 +113,7 @@ impl Executor {
                 subresource,
                 object,
             } => {
-                let resource = known(&key.resource)?;
+                let resource = schema::by_key(&key.resource).ok_or_else(Status::no_route)?;
                 let (namespace, name) = (&*key.namespace, &*key.name);
                 let options = WriteOptions::default();
                 self.registry
@@ -133,7 +133,7 @@ impl Executor {
                     uid: Some(uid.to_string()),
                     ..DeleteOptions::default()
                 };
-                let resource = known(&key.resource)?;
+                let resource = schema::by_key(&key.resource).ok_or_else(Status::no_route)?;
                 match self
                     .registry
                     .delete(&self.user, resource, &key.namespace, &key.name, options)
@@ -145,8 +145,4 @@ impl Executor {
             }
         }
     }
-}
-
-fn known(key: &str) -> Result<&'static schema::Resource, Status> {
-    schema::by_key(key).ok_or_else(Status::no_route)
 }

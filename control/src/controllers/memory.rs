@@ -16,10 +16,15 @@ use super::view::View;
 use crate::cache::{Event, EventKind, Index, Object};
 use crate::registry::Propagation;
 
+/// Resource, namespace and name.
+type Name = (Arc<str>, Arc<str>, Arc<str>);
+/// Why a write is refused, if it is.
+type Refuse = Box<dyn FnMut(&Write) -> Option<String>>;
+
 /// The objects.
 #[derive(Default)]
 pub struct Memory {
-    objects: BTreeMap<(Arc<str>, Arc<str>, Arc<str>), Arc<Object>>,
+    objects: BTreeMap<Name, Arc<Object>>,
     revision: u64,
     serial: u64,
     /// Virtual wall clock.
@@ -53,7 +58,7 @@ impl Memory {
         self.store((resource.into(), namespace.into(), name), value)
     }
 
-    fn store(&mut self, key: (Arc<str>, Arc<str>, Arc<str>), mut value: Value) -> Arc<Object> {
+    fn store(&mut self, key: Name, mut value: Value) -> Arc<Object> {
         self.revision += 1;
         value["metadata"]["resourceVersion"] = self.revision.to_string().into();
         let previous = self.objects.get(&key).cloned();
@@ -153,7 +158,7 @@ impl Memory {
 
     fn update(&mut self, key: &Key, subresource: Option<&str>, new: Value) -> Result<String, String> {
         let old = self.get(&key.resource, &key.namespace, &key.name).ok_or("not found")?;
-        if new["metadata"]["resourceVersion"] != old.revision.to_string() {
+        if new["metadata"]["resourceVersion"].as_str() != Some(&old.revision.to_string()) {
             return Err(format!("conflict on {key:?}"));
         }
         let mut value = old.value();
@@ -275,7 +280,7 @@ pub struct World {
     /// All events recorded so far: reason and message.
     pub notices: Vec<(String, String)>,
     /// Asked before each write; an answer refuses it.
-    pub refuse: Box<dyn FnMut(&Write) -> Option<String>>,
+    pub refuse: Refuse,
     /// Called after each reconcile, to check invariants.
     pub watch: Box<dyn FnMut(&Memory)>,
     controllers: Vec<Box<dyn Controller>>,
@@ -287,8 +292,10 @@ pub struct World {
 impl World {
     /// An empty world.
     pub fn new(controllers: Vec<Box<dyn Controller>>) -> Self {
-        let mut memory = Memory::default();
-        memory.wall = "2026-01-01T00:00:00Z".parse().unwrap();
+        let memory = Memory {
+            wall: "2026-01-01T00:00:00Z".parse().unwrap(),
+            ..Memory::default()
+        };
         let mut queue = Queue::default();
         for (index, controller) in controllers.iter().enumerate() {
             controller.start().into_iter().for_each(|key| queue.add((index, key)));

@@ -13,6 +13,8 @@ pub mod garbage;
 pub mod intstr;
 pub mod labels;
 #[cfg(test)]
+mod live_tests;
+#[cfg(test)]
 pub mod memory;
 pub mod metadata;
 pub mod namespace;

@@ -25,6 +25,8 @@ const EVENT_BATCH: usize = 256;
 
 /// A controller's index and a key of it.
 type Job = (usize, Key);
+/// A job whose writes have ended, when to look again, and how they went.
+type Written = (Job, Option<Duration>, Result<(), Failure>);
 
 /// The state of the one task.
 pub struct Runner {
@@ -35,7 +37,7 @@ pub struct Runner {
     queue: Queue<Job>,
     failures: HashMap<Job, String>,
     started: Instant,
-    in_flight: FuturesUnordered<BoxFuture<'static, (Job, Option<Duration>, Result<(), Failure>)>>,
+    in_flight: FuturesUnordered<BoxFuture<'static, Written>>,
 }
 
 impl Runner {

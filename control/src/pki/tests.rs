@@ -13,18 +13,33 @@ fn config() -> PkiConfig {
     PkiConfig {
         node_name: "n1".into(),
         server: "https://127.0.0.1:6443".into(),
-        ips: vec!["127.0.0.1".parse().unwrap(), "10.96.0.1".parse().unwrap(), "::1".parse().unwrap()],
+        ips: vec![
+            "127.0.0.1".parse().unwrap(),
+            "10.96.0.1".parse().unwrap(),
+            "::1".parse().unwrap(),
+        ],
         names: vec!["n1".into(), "localhost".into()],
     }
 }
 
 fn files(dir: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
-    entries.map(|e| (e.file_name().into_string().unwrap(), fs::read_to_string(e.path()).unwrap())).collect()
+    entries
+        .map(|e| {
+            (
+                e.file_name().into_string().unwrap(),
+                fs::read_to_string(e.path()).unwrap(),
+            )
+        })
+        .collect()
 }
 
 fn changed(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<String> {
-    after.iter().filter(|(name, text)| before.get(*name) != Some(text)).map(|(name, _)| name.clone()).collect()
+    after
+        .iter()
+        .filter(|(name, text)| before.get(*name) != Some(text))
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 #[test]
@@ -44,26 +59,44 @@ fn good_files_are_kept_and_others_replaced() {
     moved.ips.push("192.0.2.7".parse().unwrap());
     ensure_at(dir.path(), &moved, now).unwrap();
     let second = files(dir.path());
-    assert_eq!(changed(&first, &second), ["agent.crt", "agent.key", "apiserver.crt", "apiserver.key"]);
+    assert_eq!(
+        changed(&first, &second),
+        ["agent.crt", "agent.key", "apiserver.crt", "apiserver.key"]
+    );
 
     ensure_at(dir.path(), &moved, now + (340 * 24).hours()).unwrap();
     let third = files(dir.path());
     let renewed = changed(&second, &third);
-    assert!(!renewed.iter().any(|name| name.starts_with("ca.") || name.starts_with("sa.")), "{renewed:?}");
+    assert!(
+        !renewed
+            .iter()
+            .any(|name| name.starts_with("ca.") || name.starts_with("sa.")),
+        "{renewed:?}"
+    );
     assert_eq!(renewed.len(), 5 * 2 + 2, "{renewed:?}");
 
     // A crash between the renames of a key and its certificate.
     fs::write(dir.path().join("admin.key"), &first["apiserver.key"]).unwrap();
     ensure_at(dir.path(), &moved, now + (340 * 24).hours()).unwrap();
-    assert_eq!(changed(&third, &files(dir.path())), ["admin.crt", "admin.key", "admin.kubeconfig"]);
+    assert_eq!(
+        changed(&third, &files(dir.path())),
+        ["admin.crt", "admin.key", "admin.kubeconfig"]
+    );
 
     fs::remove_file(dir.path().join("ca.key")).unwrap();
     ensure_at(dir.path(), &moved, now + (340 * 24).hours()).unwrap();
-    assert_eq!(changed(&third, &files(dir.path())).len(), 2 + 5 * 2 + 2, "everything the lost CA had signed");
+    assert_eq!(
+        changed(&third, &files(dir.path())).len(),
+        2 + 5 * 2 + 2,
+        "everything the lost CA had signed"
+    );
 }
 
 fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
-    CertificateDer::pem_file_iter(path).unwrap().map(Result::unwrap).collect()
+    CertificateDer::pem_file_iter(path)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect()
 }
 
 #[test]
@@ -75,8 +108,9 @@ fn rustls_shakes_hands_with_them() {
     roots.add(certificates(&pki.ca).remove(0)).unwrap();
     let roots = Arc::new(roots);
     let key = |file: &str| PrivateKeyDer::from_pem_file(dir.path().join(file)).unwrap();
-    let verifier =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build().unwrap();
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+        .build()
+        .unwrap();
     let server = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -87,7 +121,10 @@ fn rustls_shakes_hands_with_them() {
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
-        .with_client_auth_cert(certificates(&dir.path().join("agent-client.crt")), key("agent-client.key"))
+        .with_client_auth_cert(
+            certificates(&dir.path().join("agent-client.crt")),
+            key("agent-client.key"),
+        )
         .unwrap();
     let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
     let serving = std::thread::spawn(move || {
@@ -106,7 +143,10 @@ fn rustls_shakes_hands_with_them() {
     let (byte, certificate) = serving.join().unwrap();
     assert_eq!(byte, *b"x");
     let user = crate::auth::certificate_user(&certificate).unwrap();
-    assert_eq!((user.name.as_str(), user.groups.as_slice()), ("system:node:n1", &["system:nodes".to_owned()][..]));
+    assert_eq!(
+        (user.name.as_str(), user.groups.as_slice()),
+        ("system:node:n1", &["system:nodes".to_owned()][..])
+    );
 }
 
 #[test]
@@ -118,7 +158,16 @@ fn kubeconfigs_hold_everything_inline() {
     assert_eq!(value["clusters"][0]["cluster"]["server"], "https://127.0.0.1:6443");
     let decode = |value: &serde_json::Value| BASE64.decode(value.as_str().unwrap()).unwrap();
     let user = &value["users"][0]["user"];
-    assert_eq!(decode(&value["clusters"][0]["cluster"]["certificate-authority-data"]), fs::read(&pki.ca).unwrap());
-    assert_eq!(decode(&user["client-certificate-data"]), fs::read(dir.path().join("admin.crt")).unwrap());
-    assert_eq!(decode(&user["client-key-data"]), fs::read(dir.path().join("admin.key")).unwrap());
+    assert_eq!(
+        decode(&value["clusters"][0]["cluster"]["certificate-authority-data"]),
+        fs::read(&pki.ca).unwrap()
+    );
+    assert_eq!(
+        decode(&user["client-certificate-data"]),
+        fs::read(dir.path().join("admin.crt")).unwrap()
+    );
+    assert_eq!(
+        decode(&user["client-key-data"]),
+        fs::read(dir.path().join("admin.key")).unwrap()
+    );
 }

@@ -85,8 +85,14 @@ impl Amounts {
             }
         }
         let of = |amounts: &Self, name: &str| amounts.other.get(name).copied().unwrap_or(0);
-        let short = |(name, amount): &(&Box<str>, &i64)| !fits(of(self, name), of(used, name), **amount);
-        lacking.extend(wanted.other.iter().filter(short).map(|(name, _)| name.clone()));
+        let short = |name: &str, amount: i64| !fits(of(self, name), of(used, name), amount);
+        lacking.extend(
+            wanted
+                .other
+                .iter()
+                .filter(|(n, a)| short(n, **a))
+                .map(|(name, _)| name.clone()),
+        );
         lacking
     }
 }

@@ -112,7 +112,7 @@ impl PodInfo {
             priority: spec.priority.unwrap_or(0),
             requests,
             weight,
-            ports: containers.clone().flat_map(|c| host_ports(c)).collect(),
+            ports: containers.clone().flat_map(host_ports).collect(),
             images: spec.containers.iter().filter_map(|c| c.image.clone()).collect(),
             selector: spec.node_selector.unwrap_or_default(),
             node_affinity: affinity.node_affinity,

@@ -116,9 +116,8 @@ impl Runner {
         match (&*object.resource, event.kind) {
             ("nodes", EventKind::Deleted) => self.cluster.remove_node(&object.name),
             ("nodes", _) => {
-                if self.cluster.put_node(object) {
-                    self.queue.changed();
-                }
+                let helps = self.cluster.put_node(object);
+                helps.then(|| self.queue.changed());
             }
             ("namespaces", EventKind::Deleted) => self.cluster.remove_namespace(&object.name),
             ("namespaces", _) => self.cluster.put_namespace(object),

@@ -14,6 +14,8 @@ use super::protobuf;
 pub const MAX_BODY_BYTES: usize = 3 << 20;
 /// Levels of nesting. No built-in type comes near it.
 pub const MAX_DEPTH: usize = 100;
+/// Levels of nesting of a YAML body: its parser takes some 15 KB of stack a level.
+const MAX_YAML_DEPTH: usize = 50;
 /// Values (scalars, lists and maps) of one body; a value costs 32 bytes of memory, and can be 2 bytes of text.
 const MAX_VALUES: usize = 400_000;
 /// Events that YAML aliases may replay.
@@ -100,6 +102,7 @@ fn json(bytes: &[u8], depth: usize) -> Result<Decoded, String> {
 
 fn yaml(bytes: &[u8], depth: usize) -> Result<Decoded, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| format!("yaml: not UTF-8: {error}"))?;
+    let depth = depth.min(MAX_YAML_DEPTH);
     let mut budget = serde_saphyr::budget::Budget::default();
     budget.max_depth = depth;
     budget.flow_nesting_limit = depth;

@@ -386,7 +386,7 @@ mod tests {
         let patch = json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]});
         assert_eq!(
             pod_spec(base, patch),
-            json!({"containers": [{"name": "b"}, {"name": "a"}, {"name": "server"}]})
+            json!({"containers": [{"name": "server"}, {"name": "b"}, {"name": "a"}]})
         );
         let order = json!({"$setElementOrder/containers": [{"name": "a"}], "containers": [{"name": "b"}]});
         assert!(error(json!({}), order).contains("does not have the item"));

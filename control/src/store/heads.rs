@@ -24,7 +24,10 @@ pub(super) struct Heads {
 
 impl Heads {
     pub(super) fn at(revision: Revision) -> Self {
-        Self { revision, keys: HashMap::new() }
+        Self {
+            revision,
+            keys: HashMap::new(),
+        }
     }
 
     pub(super) fn insert(&mut self, key: Arc<str>, head: Head) {

@@ -153,7 +153,9 @@ mod user {
         )*};
     }
 
-    pod!(Endpoint, Frontend, Service, Slot, Backend, Member, Client, Affinity, Origin, Peers, Counters);
+    pod!(
+        Endpoint, Frontend, Service, Slot, Backend, Member, Client, Affinity, Origin, Peers, Counters
+    );
 }
 
 #[cfg(test)]

@@ -89,7 +89,9 @@ fn parse(rule: &LinuxDeviceCgroup) -> Result<(Device, u8)> {
     };
     let number = |value: Option<i64>| match value {
         None | Some(-1) => Ok(None),
-        Some(value) => i32::try_from(value).map(Some).map_err(|_| wrong(format!("number {value}"))),
+        Some(value) => i32::try_from(value)
+            .map(Some)
+            .map_err(|_| wrong(format!("number {value}"))),
     };
     let mut access = 0;
     for letter in rule.access().as_deref().unwrap_or("").chars() {
@@ -106,7 +108,12 @@ fn parse(rule: &LinuxDeviceCgroup) -> Result<(Device, u8)> {
         minor: number(rule.minor())?,
     };
     // A rule for all devices without access is one for all accesses, as engines write it.
-    let everything = device == (Device { kind: None, major: None, minor: None });
+    let everything = device
+        == (Device {
+            kind: None,
+            major: None,
+            minor: None,
+        });
     Ok((device, if access == 0 && everything { ALL } else { access }))
 }
 
@@ -331,7 +338,8 @@ mod tests {
 
     #[test]
     fn wrong_rules_are_refused() {
-        let rule: LinuxDeviceCgroup = serde_json::from_value(serde_json::json!({"allow": true, "access": "rx"})).unwrap();
+        let rule: LinuxDeviceCgroup =
+            serde_json::from_value(serde_json::json!({"allow": true, "access": "rx"})).unwrap();
         assert!(program(&[rule]).unwrap_err().to_string().contains("access 'x'"));
     }
 }

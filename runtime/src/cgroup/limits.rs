@@ -47,7 +47,9 @@ pub struct Limits {
 impl Limits {
     /// Check `linux.resources` and lay it out. Without any, devices are still restricted to the default ones.
     pub fn new(resources: Option<&spec::LinuxResources>) -> Result<Limits> {
-        let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+        let rules = resources
+            .and_then(|resources| resources.devices().as_deref())
+            .unwrap_or_default();
         let mut limits = Limits {
             settings: Vec::new(),
             device_program: devices::program(rules)?,
@@ -90,7 +92,12 @@ fn settings(resources: &spec::LinuxResources) -> Result<Vec<Setting>> {
     for (device, rdma) in resources.rdma().iter().flatten() {
         let part = |name: &str, value: Option<u32>| value.map(|value| format!(" {name}={value}")).unwrap_or_default();
         let value = serde_json::to_value(rdma).unwrap_or_default();
-        let number = |name: &str| value.get(name).and_then(|number| number.as_u64()).map(|number| number as u32);
+        let number = |name: &str| {
+            value
+                .get(name)
+                .and_then(|number| number.as_u64())
+                .map(|number| number as u32)
+        };
         let handles = part("hca_handle", number("hcaHandles"));
         let objects = part("hca_object", number("hcaObjects"));
         all.push(Setting::new("rdma.max", format!("{device}{handles}{objects}")));
@@ -127,7 +134,10 @@ fn cpu_settings(cpu: &LinuxCpu, all: &mut Vec<Setting>) {
         all.push(clear);
     }
     if cpu.quota().is_some() || cpu.period().is_some() {
-        let quota = cpu.quota().filter(|&quota| quota > 0).map_or("max".into(), |quota| quota.to_string());
+        let quota = cpu
+            .quota()
+            .filter(|&quota| quota > 0)
+            .map_or("max".into(), |quota| quota.to_string());
         let period = cpu.period().filter(|&period| period != 0).unwrap_or(100_000);
         let mut setting = Setting::new("cpu.max", format!("{quota} {period}"));
         setting.dispensable = quota == "max";
@@ -172,7 +182,9 @@ fn memory_settings(memory: &LinuxMemory, all: &mut Vec<Setting>) -> Result<()> {
             )));
         }
         (Some(_), _) => {
-            return Err(Error::invalid("linux.resources.memory: swap is limited, but memory is not"));
+            return Err(Error::invalid(
+                "linux.resources.memory: swap is limited, but memory is not",
+            ));
         }
     }
     if let Some(limit) = limit {
@@ -215,7 +227,9 @@ fn unified(resources: &spec::LinuxResources, all: &mut Vec<Setting>) -> Result<(
     unified.sort();
     for (file, value) in unified {
         if file.contains('/') || !file.contains('.') {
-            return Err(Error::invalid(format!("linux.resources.unified: {file:?} is not the name of a cgroup file")));
+            return Err(Error::invalid(format!(
+                "linux.resources.unified: {file:?} is not the name of a cgroup file"
+            )));
         }
         all.push(Setting::new(file, value));
     }
@@ -228,7 +242,11 @@ mod tests {
 
     fn lines(json: serde_json::Value) -> Result<Vec<String>> {
         let limits = Limits::new(Some(&serde_json::from_value(json).unwrap()))?;
-        Ok(limits.settings().iter().map(|setting| format!("{} {}", setting.file, setting.value)).collect())
+        Ok(limits
+            .settings()
+            .iter()
+            .map(|setting| format!("{} {}", setting.file, setting.value))
+            .collect())
     }
 
     #[test]
@@ -240,7 +258,13 @@ mod tests {
         .unwrap();
         assert_eq!(
             lines,
-            ["cpu.weight 100", "cpu.max 50000 100000", "memory.swap.max 0", "memory.max 67108864", "pids.max 100"]
+            [
+                "cpu.weight 100",
+                "cpu.max 50000 100000",
+                "memory.swap.max 0",
+                "memory.max 67108864",
+                "pids.max 100"
+            ]
         );
     }
 
@@ -255,10 +279,18 @@ mod tests {
 
     #[test]
     fn no_limit_needs_no_controller() {
-        let limits = serde_json::json!({"memory": {"limit": -1, "swap": -1}, "pids": {"limit": -1}, "cpu": {"quota": -1}});
+        let limits =
+            serde_json::json!({"memory": {"limit": -1, "swap": -1}, "pids": {"limit": -1}, "cpu": {"quota": -1}});
         let limits = Limits::new(Some(&serde_json::from_value(limits).unwrap())).unwrap();
-        assert!(limits.settings().iter().all(|setting| setting.dispensable), "{limits:?}");
-        assert!(lines(serde_json::json!({"pids": {"limit": 0}, "cpu": {"shares": 0}})).unwrap().is_empty());
+        assert!(
+            limits.settings().iter().all(|setting| setting.dispensable),
+            "{limits:?}"
+        );
+        assert!(
+            lines(serde_json::json!({"pids": {"limit": 0}, "cpu": {"shares": 0}}))
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[test]

@@ -36,7 +36,8 @@ impl Hierarchy {
                 return Ok(Hierarchy { mount: usual.into() });
             }
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::os("read /proc/self/mountinfo", e))?;
+        let mounts =
+            fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::os("read /proc/self/mountinfo", e))?;
         let mount = mounted_at(&mounts).ok_or_else(|| {
             Error::system("no cgroup2 file system is mounted: mount one, e.g. mount -t cgroup2 none /sys/fs/cgroup")
         })?;
@@ -63,7 +64,10 @@ impl Hierarchy {
         };
         let ordinary = |part: &Component| !matches!(part, Component::ParentDir | Component::Prefix(_));
         if !inner.components().all(|part| ordinary(&part)) {
-            return Err(Error::invalid(format!("linux.cgroupsPath {:?} contains \"..\"", inner.display())));
+            return Err(Error::invalid(format!(
+                "linux.cgroupsPath {:?} contains \"..\"",
+                inner.display()
+            )));
         }
         let dir = self.mount.join(inner.strip_prefix("/").unwrap_or(&inner));
         if dir == self.mount {
@@ -84,7 +88,8 @@ fn mounted_at(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (fields, kind) = line.split_once(" - ")?;
         let point = fields.split(' ').nth(4)?;
-        kind.starts_with("cgroup2 ").then(|| PathBuf::from(point.replace("\\040", " ")))
+        kind.starts_with("cgroup2 ")
+            .then(|| PathBuf::from(point.replace("\\040", " ")))
     })
 }
 
@@ -146,15 +151,22 @@ impl Cgroup {
             0 => Ok(()),
             count => Err(Error::new(
                 crate::error::Kind::AlreadyExists,
-                format!("cgroup {} is not empty: {count} process(es) live in it", self.dir.display()),
+                format!(
+                    "cgroup {} is not empty: {count} process(es) live in it",
+                    self.dir.display()
+                ),
             )),
         }
     }
 
     /// Its directory as a descriptor, for CLONE_INTO_CGROUP.
     pub fn open(&self) -> Result<OwnedFd> {
-        rustix::fs::open(&self.dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| Error::os(format!("open cgroup {}", self.dir.display()), e))
+        rustix::fs::open(
+            &self.dir,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| Error::os(format!("open cgroup {}", self.dir.display()), e))
     }
 
     /// It exists.
@@ -171,7 +183,11 @@ impl Cgroup {
     pub fn processes(&self) -> Result<Vec<i32>> {
         let mut pids = Vec::new();
         self.walk(&mut |group| {
-            pids.extend(words(&group.dir.join("cgroup.procs"))?.iter().filter_map(|pid| pid.parse::<i32>().ok()));
+            pids.extend(
+                words(&group.dir.join("cgroup.procs"))?
+                    .iter()
+                    .filter_map(|pid| pid.parse::<i32>().ok()),
+            );
             Ok(())
         })?;
         Ok(pids)
@@ -193,7 +209,9 @@ impl Cgroup {
                 if setting.dispensable || path.exists() && setting.value == "max" {
                     return Ok(());
                 }
-                let available = words(&self.dir.join("cgroup.controllers")).unwrap_or_default().join(" ");
+                let available = words(&self.dir.join("cgroup.controllers"))
+                    .unwrap_or_default()
+                    .join(" ");
                 Err(Error::system(format!(
                     "set {} to {:?}: the controller {:?} is not available in cgroup {} (available: {}); \
                      drop the limit, or boot the machine with this controller in cgroup v2",
@@ -360,12 +378,17 @@ fn hands_down(dir: &Path) -> bool {
 
 /// Enable in `dir` every controller it has for its children. Best effort: a limit that needs one complains later.
 fn hand_down(dir: &Path) {
-    let (Ok(controllers), Ok(handed)) = (words(&dir.join("cgroup.controllers")), words(&dir.join("cgroup.subtree_control")))
-    else {
+    let (Ok(controllers), Ok(handed)) = (
+        words(&dir.join("cgroup.controllers")),
+        words(&dir.join("cgroup.subtree_control")),
+    ) else {
         return;
     };
-    let missing: Vec<String> =
-        controllers.iter().filter(|name| !handed.contains(name)).map(|name| format!("+{name}")).collect();
+    let missing: Vec<String> = controllers
+        .iter()
+        .filter(|name| !handed.contains(name))
+        .map(|name| format!("+{name}"))
+        .collect();
     let control = dir.join("cgroup.subtree_control");
     if missing.is_empty() || fs::write(&control, missing.join(" ")).is_ok() {
         return;
@@ -382,7 +405,8 @@ fn words(path: &Path) -> Result<Vec<String>> {
 
 /// The number behind `name` in a "name value" file.
 fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
 #[cfg(test)]

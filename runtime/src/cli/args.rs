@@ -71,31 +71,48 @@ impl Args {
 
     /// The last value given.
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.flags.iter().rev().find(|(flag, _)| *flag == name).map(|(_, value)| value.as_str())
+        self.flags
+            .iter()
+            .rev()
+            .find(|(flag, _)| *flag == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// All values given, in order.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.flags.iter().filter(move |(flag, _)| *flag == name).map(|(_, value)| value.as_str())
+        self.flags
+            .iter()
+            .filter(move |(flag, _)| *flag == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// A value that must be a number.
     pub fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>> {
         self.value(name)
-            .map(|value| value.parse().map_err(|_| Error::invalid(format!("--{name}: {value:?} is not a number in range"))))
+            .map(|value| {
+                value
+                    .parse()
+                    .map_err(|_| Error::invalid(format!("--{name}: {value:?} is not a number in range")))
+            })
             .transpose()
     }
 
     /// The operand at `index`, which is `what`.
     pub fn operand(&self, index: usize, what: &str) -> Result<&str> {
-        self.operands.get(index).map(String::as_str).ok_or_else(|| Error::invalid(format!("{what} is missing")))
+        self.operands
+            .get(index)
+            .map(String::as_str)
+            .ok_or_else(|| Error::invalid(format!("{what} is missing")))
     }
 
     /// The container's id, the only operand.
     pub fn only_id(&self) -> Result<&str> {
         match self.operands.len() {
             0 | 1 => self.operand(0, "the container's ID"),
-            _ => Err(Error::invalid(format!("one operand, the container's ID, is wanted, not {:?}", self.operands))),
+            _ => Err(Error::invalid(format!(
+                "one operand, the container's ID, is wanted, not {:?}",
+                self.operands
+            ))),
         }
     }
 }
@@ -116,7 +133,12 @@ mod tests {
 
     #[test]
     fn all_spellings_are_the_same() {
-        for line in ["--bundle /b -d c1", "-b /b --detach c1", "--bundle=/b --d c1", "-bundle /b --detach=true c1"] {
+        for line in [
+            "--bundle /b -d c1",
+            "-b /b --detach c1",
+            "--bundle=/b --d c1",
+            "-bundle /b --detach=true c1",
+        ] {
             let args = parse(line).unwrap();
             assert_eq!(args.value("bundle"), Some("/b"), "{line}");
             assert!(args.is_set("detach"), "{line}");
@@ -134,8 +156,14 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        assert_eq!(parse("--bunlde /b").unwrap_err().to_string(), "flag provided but not defined: --bunlde");
-        assert_eq!(parse("--bundle").unwrap_err().to_string(), "flag needs an argument: --bundle");
+        assert_eq!(
+            parse("--bunlde /b").unwrap_err().to_string(),
+            "flag provided but not defined: --bunlde"
+        );
+        assert_eq!(
+            parse("--bundle").unwrap_err().to_string(),
+            "flag needs an argument: --bundle"
+        );
         assert!(parse("c1 c2").unwrap().only_id().is_err());
         assert!(parse("-b x").unwrap().number::<u32>("bundle").is_err());
     }

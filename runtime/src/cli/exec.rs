@@ -77,7 +77,10 @@ fn from_flags(args: &Args, mut process: Process) -> Result<Process> {
     if let Some(user) = args.value("user") {
         process.set_user(parse_user(user)?);
     }
-    let gids = args.values("additional-gids").map(|gid| number("--additional-gids", gid)).collect::<Result<Vec<_>>>()?;
+    let gids = args
+        .values("additional-gids")
+        .map(|gid| number("--additional-gids", gid))
+        .collect::<Result<Vec<_>>>()?;
     if !gids.is_empty() {
         let mut user = process.user().clone();
         user.set_additional_gids(Some(gids));
@@ -110,9 +113,15 @@ fn with(capabilities: Option<LinuxCapabilities>, added: &[Capability]) -> LinuxC
         set.extend(added);
         Some(set)
     };
-    let (bounding, effective, permitted) =
-        (grow(capabilities.bounding()), grow(capabilities.effective()), grow(capabilities.permitted()));
-    capabilities.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+    let (bounding, effective, permitted) = (
+        grow(capabilities.bounding()),
+        grow(capabilities.effective()),
+        grow(capabilities.permitted()),
+    );
+    capabilities
+        .set_bounding(bounding)
+        .set_effective(effective)
+        .set_permitted(permitted);
     capabilities
 }
 

@@ -149,7 +149,9 @@ impl Terminal {
     fn carry(&mut self, output: bool, input: bool) {
         let mut buffer = [0; 16 * 1024];
         if output && let Ok(length) = self.master.read(&mut buffer) {
-            let _ = std::io::stdout().write_all(&buffer[..length]).and_then(|()| std::io::stdout().flush());
+            let _ = std::io::stdout()
+                .write_all(&buffer[..length])
+                .and_then(|()| std::io::stdout().flush());
         }
         if input && let Some(stdin) = &mut self.stdin {
             match stdin.read(&mut buffer) {

@@ -20,7 +20,15 @@ const FAILURE: i32 = 1;
 
 const GLOBAL: Flags = Flags {
     switches: &["debug", "systemd-cgroup", "version|v", "help|h"],
-    values: &["root", "log", "log-format", "log-level", "cgroup-manager", "rootless", "criu"],
+    values: &[
+        "root",
+        "log",
+        "log-format",
+        "log-level",
+        "cgroup-manager",
+        "rootless",
+        "criu",
+    ],
     interspersed: false,
 };
 
@@ -117,7 +125,9 @@ fn run(global: &Args) -> Result<i32> {
             print!("{USAGE}");
             Ok(0)
         }
-        other => Err(Error::invalid(format!("no such command: {other} (see hull-runtime --help)"))),
+        other => Err(Error::invalid(format!(
+            "no such command: {other} (see hull-runtime --help)"
+        ))),
     }
 }
 
@@ -134,7 +144,10 @@ fn refuse_systemd(global: &Args) -> Result<()> {
 /// The options that `create` and `run` share.
 fn create_options<'a>(root: &'a Path, args: &'a Args, bundle: &'a Path) -> Result<CreateOptions<'a>> {
     let mut options = CreateOptions::new(root, args.only_id()?, bundle);
-    options.console_socket = args.value("console-socket").filter(|path| !path.is_empty()).map(Path::new);
+    options.console_socket = args
+        .value("console-socket")
+        .filter(|path| !path.is_empty())
+        .map(Path::new);
     options.pid_file = args.value("pid-file").filter(|path| !path.is_empty()).map(Path::new);
     options.preserve_fds = preserved(args)?;
     options.no_new_keyring = args.is_set("no-new-keyring");
@@ -144,7 +157,10 @@ fn create_options<'a>(root: &'a Path, args: &'a Args, bundle: &'a Path) -> Resul
 
 /// `--preserve-fds`, and what socket activation passes.
 fn preserved(args: &Args) -> Result<u32> {
-    let listen: u32 = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
+    let listen: u32 = std::env::var("LISTEN_FDS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(0);
     Ok(args.number::<u32>("preserve-fds")?.unwrap_or(0) + listen)
 }
 

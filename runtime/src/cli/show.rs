@@ -11,7 +11,11 @@ use super::args::Flags;
 
 /// What `--version` prints; engines look for "spec:".
 pub(super) fn version() -> String {
-    format!("hull-runtime version {}\nspec: {}\n", env!("CARGO_PKG_VERSION"), features::OCI_VERSION)
+    format!(
+        "hull-runtime version {}\nspec: {}\n",
+        env!("CARGO_PKG_VERSION"),
+        features::OCI_VERSION
+    )
 }
 
 pub(super) fn state(root: &Path, id: &str) -> Result<i32> {
@@ -36,12 +40,22 @@ pub(super) fn list(root: &Path, arguments: &[String]) -> Result<i32> {
         return Ok(0);
     }
     match args.value("format").unwrap_or("table") {
-        "json" => println!("{}", serde_json::to_string(&states).map_err(|e| Error::system(format!("encode: {e}")))?),
+        "json" => println!(
+            "{}",
+            serde_json::to_string(&states).map_err(|e| Error::system(format!("encode: {e}")))?
+        ),
         "table" => {
             println!("{:<36} {:<8} {:<9} {:<32} CREATED", "ID", "PID", "STATUS", "BUNDLE");
             for state in states {
                 let status = format!("{:?}", state.status).to_lowercase();
-                println!("{:<36} {:<8} {:<9} {:<32} {}", state.id, state.pid, status, state.bundle.display(), state.created);
+                println!(
+                    "{:<36} {:<8} {:<9} {:<32} {}",
+                    state.id,
+                    state.pid,
+                    status,
+                    state.bundle.display(),
+                    state.created
+                );
             }
         }
         other => return Err(Error::invalid(format!("invalid format option: {other:?}"))),
@@ -69,7 +83,10 @@ pub(super) fn ps(root: &Path, arguments: &[String]) -> Result<i32> {
 fn table(pids: &[i32], options: &[String]) -> Result<()> {
     let default = ["-ef".to_owned()];
     let options = if options.is_empty() { &default[..] } else { options };
-    let output = Command::new("ps").args(options).output().map_err(|e| Error::os("run ps", e))?;
+    let output = Command::new("ps")
+        .args(options)
+        .output()
+        .map_err(|e| Error::os("run ps", e))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut lines = text.lines();
     let header = lines.next().unwrap_or_default();
@@ -101,7 +118,10 @@ pub(super) fn spec(arguments: &[String]) -> Result<i32> {
     let args = SPEC.parse(arguments)?;
     let path = Path::new(args.value("bundle").unwrap_or(".")).join(spec::CONFIG);
     if path.exists() {
-        return Err(Error::invalid(format!("file {} exists. Remove it first", path.display())));
+        return Err(Error::invalid(format!(
+            "file {} exists. Remove it first",
+            path.display()
+        )));
     }
     let text = pretty(&template(args.is_set("rootless")))?;
     std::fs::write(&path, text + "\n").map_err(|e| Error::os(format!("write {}", path.display()), e))?;

@@ -95,7 +95,12 @@ fn new_record(spec: &spec::Spec, plan: &Plan, options: &CreateOptions, bundle: P
         bundle,
         rootfs: plan.rootfs.clone(),
         created: record::now(),
-        annotations: spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        annotations: spec
+            .annotations()
+            .iter()
+            .flatten()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
         pid: 0,
         start_time: 0,
         cgroup: cgroup.dir().to_path_buf(),
@@ -107,22 +112,36 @@ fn new_record(spec: &spec::Spec, plan: &Plan, options: &CreateOptions, bundle: P
 }
 
 /// Make the child and bring it to `created`.
-fn birth(plan: Plan, directory: &Directory, cgroup: &Cgroup, record: &mut Record, options: CreateOptions) -> Result<Created> {
+fn birth(
+    plan: Plan,
+    directory: &Directory,
+    cgroup: &Cgroup,
+    record: &mut Record,
+    options: CreateOptions,
+) -> Result<Created> {
     let (ours, theirs) = socket_pair()?;
     let state = directory.state(record);
-    let hook_state = |status| HookState::new(&super::State { status, ..state.clone() });
+    let hook_state = |status| {
+        HookState::new(&super::State {
+            status,
+            ..state.clone()
+        })
+    };
     let console = match (plan.process.terminal, options.console, options.console_socket) {
         (false, ..) => Console::None,
         (true, Some(slave), _) => Console::Slave(slave),
-        (true, None, Some(path)) => Console::New { socket: Some(connect(path)?) },
+        (true, None, Some(path)) => Console::New {
+            socket: Some(connect(path)?),
+        },
         (true, None, None) => Console::New { socket: None },
     };
+    let rootfs = prepare::root(&plan)?;
     let init = Init {
         sync: theirs,
         parents: vec![ours.as_raw_fd()],
         start: listen(directory)?,
-        rootfs: prepare::rootfs(&plan)?,
-        binds: prepare::binds(&plan, cgroup)?,
+        binds: prepare::binds(&plan, cgroup, rootfs.as_fd())?,
+        rootfs,
         devices: prepare::devices(&plan)?,
         join: prepare::namespaces(&plan)?,
         proc: prepare::proc()?,
@@ -141,7 +160,9 @@ fn birth(plan: Plan, directory: &Directory, cgroup: &Cgroup, record: &mut Record
         Cloned::Child => init::run(init),
         Cloned::Parent { pid, pidfd, in_group } => (pid, pidfd, in_group),
     };
-    let Init { plan, creating, sync, .. } = init;
+    let Init {
+        plan, creating, sync, ..
+    } = init;
     drop(sync);
     let mut raise = || {
         if !in_group {
@@ -294,7 +315,10 @@ pub(super) fn set_limits(pid: i32, process: &ProcessPlan) -> Result<()> {
     for (resource, limit) in &process.rlimits {
         syscall::prlimit(pid, *resource, limit).map_err(|e| {
             Error::os(
-                format!("set resource limit {resource} to {}:{} (raising it needs CAP_SYS_RESOURCE)", limit.rlim_cur, limit.rlim_max),
+                format!(
+                    "set resource limit {resource} to {}:{} (raising it needs CAP_SYS_RESOURCE)",
+                    limit.rlim_cur, limit.rlim_max
+                ),
                 e,
             )
         })?;
@@ -318,7 +342,10 @@ fn may_lower_score() -> bool {
 /// Kill the child and reap it.
 pub(super) fn end(pidfd: BorrowedFd) {
     let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
-    while matches!(rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED), Err(Errno::INTR)) {}
+    while matches!(
+        rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED),
+        Err(Errno::INTR)
+    ) {}
 }
 
 /// Start time of a process that is our child and not reaped yet.
@@ -365,7 +392,9 @@ pub(super) fn connect(path: &Path) -> Result<OwnedFd> {
 fn keyring(id: &str, keep: bool) -> Result<Option<CString>> {
     match keep {
         true => Ok(None),
-        false => CString::new(format!("_ses.{id}")).map(Some).map_err(|_| Error::new(Kind::Invalid, "id contains NUL")),
+        false => CString::new(format!("_ses.{id}"))
+            .map(Some)
+            .map_err(|_| Error::new(Kind::Invalid, "id contains NUL")),
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Entry {
     pub sync: OwnedFd,
     pub parents: Vec<RawFd>,
     pub target: OwnedFd,
+    /// The host's /proc, verified.
+    pub proc: OwnedFd,
     /// CLONE_NEW flags to enter, without the pid namespace.
     pub namespaces: i32,
     /// The container's root, where it has no mount namespace of its own.
@@ -53,6 +55,7 @@ pub fn exec(root: &Path, id: &str, mut options: ExecOptions) -> Result<Created> 
         namespaces: namespaces_to_enter(&record),
         root: container_root(&record)?,
         target,
+        proc: super::prepare::proc()?,
         stdio: options.stdio,
         console,
         preserve_fds: options.preserve_fds,
@@ -106,7 +109,12 @@ fn accompany(
 
 /// The init's pidfd, if the container is in a state to run something.
 fn target(directory: &Directory, record: &Record, ignore_paused: bool) -> Result<OwnedFd> {
-    let refuse = |what: &str| Err(Error::new(Kind::WrongState, format!("cannot exec in a {what} container: {}", record.id)));
+    let refuse = |what: &str| {
+        Err(Error::new(
+            Kind::WrongState,
+            format!("cannot exec in a {what} container: {}", record.id),
+        ))
+    };
     match directory.status(record) {
         Status::Running | Status::Created => (),
         Status::Paused if ignore_paused => (),
@@ -175,7 +183,10 @@ fn clone(group: Option<BorrowedFd>) -> Result<Fork> {
 fn group_of(record: &Record) -> Result<Cgroup> {
     let path = format!("/proc/{}/cgroup", record.pid);
     let groups = std::fs::read_to_string(&path).map_err(|e| Error::os(format!("read {path}"), e))?;
-    let inner = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let inner = groups
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or_default();
     Ok(Cgroup::at(Hierarchy::find()?.mount().join(inner)))
 }
 

@@ -35,7 +35,12 @@ pub fn start(root: &Path, id: &str) -> Result<()> {
     match directory.status(&record) {
         Status::Created => (),
         Status::Stopped => return Err(wrong_state(format!("cannot start a container that has stopped: {id}"))),
-        status => return Err(wrong_state(format!("cannot start container {id} in the {} state", name(status)))),
+        status => {
+            return Err(wrong_state(format!(
+                "cannot start container {id} in the {} state",
+                name(status)
+            )));
+        }
     }
     let socket = reach_init(&directory)?;
     std::fs::remove_file(directory.path().join(START_SOCKET))
@@ -44,7 +49,11 @@ pub fn start(root: &Path, id: &str) -> Result<()> {
         .map_err(|e| Error::os(format!("tell the init of {id} to start"), e))?;
     match receive(&socket)? {
         Message::Closed => (),
-        _ => return Err(Error::system(format!("the init of {id} gave an answer nobody asked for"))),
+        _ => {
+            return Err(Error::system(format!(
+                "the init of {id} gave an answer nobody asked for"
+            )));
+        }
     }
     run_hooks("poststart", &record.poststart, &directory, &record).inspect_err(|_| {
         let _ = Cgroup::at(&record.cgroup).kill();
@@ -84,7 +93,9 @@ pub fn list(root: &Path) -> Result<Vec<State>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(|e| Error::os(format!("read state root {}", root.display()), e))?,
     };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let names = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
     // A container may go while we look.
     let mut states: Vec<State> = names.filter_map(|id| state(root, &id).ok()).collect();
     states.sort_by(|one, other| one.id.cmp(&other.id));
@@ -98,7 +109,9 @@ pub fn kill(root: &Path, id: &str, signal: i32, all: bool) -> Result<()> {
     if all {
         return kill_all(&record, signal);
     }
-    let pidfd = record.pidfd().ok_or_else(|| wrong_state(format!("container not running: {id}")))?;
+    let pidfd = record
+        .pidfd()
+        .ok_or_else(|| wrong_state(format!("container not running: {id}")))?;
     match send(&pidfd, signal) {
         Err(Errno::SRCH) => Err(wrong_state(format!("container not running: {id}"))),
         other => other.map_err(|e| Error::os(format!("send signal {signal} to the init of {id}"), e)),
@@ -120,7 +133,9 @@ fn kill_all(record: &Record, signal: i32) -> Result<()> {
         return cgroup.kill();
     }
     for pid in cgroup.processes()? {
-        let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
+        let Some(pid) = rustix::process::Pid::from_raw(pid) else {
+            continue;
+        };
         let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
             continue;
         };
@@ -221,7 +236,9 @@ fn freeze(root: &Path, id: &str, frozen: bool) -> Result<()> {
     let directory = Directory::new(root, id)?;
     let record = directory.load()?;
     match (directory.status(&record), frozen) {
-        (Status::Running | Status::Created, true) | (Status::Paused, false) => Cgroup::at(&record.cgroup).freeze(frozen),
+        (Status::Running | Status::Created, true) | (Status::Paused, false) => {
+            Cgroup::at(&record.cgroup).freeze(frozen)
+        }
         (_, true) => Err(wrong_state(format!("container not running: {id}"))),
         (_, false) => Err(wrong_state(format!("container not paused: {id}"))),
     }
@@ -245,4 +262,3 @@ pub fn processes(root: &Path, id: &str) -> Result<Vec<i32>> {
         false => Ok(Vec::new()),
     }
 }
-

@@ -20,8 +20,8 @@ pub use crate::error::{Error, Kind, Result};
 pub use create::create;
 pub(crate) use exec::Entry;
 pub use exec::{base_process, exec};
-pub use record::now as timestamp;
 pub use lifecycle::{cgroup, delete, kill, list, pause, processes, resume, start, state, update};
+pub use record::now as timestamp;
 
 /// The three standard streams of a container's process.
 #[derive(Debug)]

@@ -1,15 +1,18 @@
 //! What the parent opens for the child: namespaces, detached copies of the root file system and of bind sources,
 //! the host's /proc. Done with the host's credentials and paths, so the child needs no path of the host.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
-use crate::fault::Shown;
+use crate::fault::{Fault, Shown};
+use crate::init::rootfs;
 use crate::plan::Plan;
 use crate::plan::devices::DevicePlan;
 use crate::plan::mounts::{Idmap, MountPlan, Source};
@@ -18,7 +21,7 @@ use crate::syscall::{self, Fork};
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 
 /// The root file system: a detached copy of its mount tree, or the directory itself without a mount namespace.
-pub(super) fn rootfs(plan: &Plan) -> Result<OwnedFd> {
+pub(super) fn root(plan: &Plan) -> Result<OwnedFd> {
     let path = &plan.rootfs;
     let what = || format!("root.path {}", path.display());
     if !path.is_dir() {
@@ -34,7 +37,7 @@ pub(super) fn rootfs(plan: &Plan) -> Result<OwnedFd> {
     Ok(tree)
 }
 
-fn open_tree(path: &Path, recursive: bool) -> std::result::Result<OwnedFd, rustix::io::Errno> {
+fn open_tree(path: &Path, recursive: bool) -> std::result::Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -43,15 +46,74 @@ fn open_tree(path: &Path, recursive: bool) -> std::result::Result<OwnedFd, rusti
 }
 
 /// Detached bind sources in the order of the plan's mounts: the mount, and whether it is a directory.
-pub(super) fn binds(plan: &Plan, cgroup: &Cgroup) -> Result<Vec<Option<(OwnedFd, bool)>>> {
-    plan.mounts.iter().map(|mount| bind(plan, mount, cgroup)).collect()
+pub(super) fn binds(plan: &Plan, cgroup: &Cgroup, rootfs: BorrowedFd) -> Result<Vec<Option<(OwnedFd, bool)>>> {
+    let one = |mount: &MountPlan| match mount.copy_up {
+        true => copied_up(mount, rootfs).map(|tree| Some((tree, true))),
+        false => bind(plan, mount, cgroup),
+    };
+    plan.mounts.iter().map(one).collect()
+}
+
+/// `tmpcopyup`: a new file system that begins with what the image has at the mount's target.
+fn copied_up(mount: &MountPlan, rootfs: BorrowedFd) -> Result<OwnedFd> {
+    let Source::FileSystem {
+        kind,
+        source,
+        parameters,
+    } = &mount.source
+    else {
+        return Err(Error::invalid(
+            "mounts.options: tmpcopyup is for tmpfs, not for bind mounts",
+        ));
+    };
+    let tree = rootfs::file_system(mount, kind, source, parameters).map_err(Fault::into_error)?;
+    let from = match rootfs::open(rootfs, &mount.target, OFlags::PATH | OFlags::DIRECTORY) {
+        Ok(from) => from,
+        Err(Errno::NOENT) => return Ok(tree),
+        Err(e) => {
+            return Err(Error::os(
+                format!("open /{} in the root file system", Shown(&mount.target)),
+                e,
+            ));
+        }
+    };
+    let path = |fd: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    copy_directory(&path(&from), &path(&tree))
+        .map_err(|e| Error::os(format!("copy /{} into its tmpfs", Shown(&mount.target)), e))?;
+    Ok(tree)
+}
+
+/// Directories, files and links with owner and mode; no link is followed.
+fn copy_directory(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let (kind, source, target) = (entry.file_type()?, entry.path(), to.join(entry.file_name()));
+        let metadata = entry.metadata()?;
+        if kind.is_symlink() {
+            std::os::unix::fs::symlink(std::fs::read_link(&source)?, &target)?;
+        } else if kind.is_dir() {
+            std::fs::create_dir(&target)?;
+            copy_directory(&source, &target)?;
+        } else if kind.is_file() {
+            std::fs::copy(&source, &target)?;
+        } else {
+            continue;
+        }
+        std::os::unix::fs::lchown(&target, Some(metadata.uid()), Some(metadata.gid()))?;
+        if !kind.is_symlink() {
+            std::fs::set_permissions(&target, metadata.permissions())?;
+        }
+    }
+    Ok(())
 }
 
 fn bind(plan: &Plan, mount: &MountPlan, cgroup: &Cgroup) -> Result<Option<(OwnedFd, bool)>> {
     let (path, recursive) = match &mount.source {
         Source::Bind { path, recursive } => (path.as_path(), *recursive),
         // Without a cgroup namespace a mount of cgroup2 would show the whole machine: show the container's group.
-        Source::FileSystem { kind, .. } if kind.as_c_str() == c"cgroup2" && !plan.namespaces.has(libc::CLONE_NEWCGROUP) => {
+        Source::FileSystem { kind, .. }
+            if kind.as_c_str() == c"cgroup2" && !plan.namespaces.has(libc::CLONE_NEWCGROUP) =>
+        {
             (cgroup.dir(), false)
         }
         Source::FileSystem { .. } => return Ok(None),
@@ -92,7 +154,8 @@ fn configure(plan: &Plan, mount: &MountPlan, tree: BorrowedFd) -> Result<()> {
 /// Show owners through a mapping: that of a user namespace made only to name it.
 fn map_ids(plan: &Plan, idmap: &Idmap, tree: BorrowedFd) -> Result<()> {
     let maps = idmap.maps.as_ref().or(plan.namespaces.id_maps.as_ref());
-    let (uids, gids) = maps.ok_or_else(|| Error::invalid("an id-mapped mount needs mappings or a new user namespace"))?;
+    let (uids, gids) =
+        maps.ok_or_else(|| Error::invalid("an id-mapped mount needs mappings or a new user namespace"))?;
     // SAFETY: the child only waits to be killed.
     let (pid, pidfd) = match unsafe { syscall::clone3(libc::CLONE_NEWUSER as u64, None) } {
         Err(e) => return Err(Error::os("make a user namespace for the id mapping", e)),
@@ -104,8 +167,12 @@ fn map_ids(plan: &Plan, idmap: &Idmap, tree: BorrowedFd) -> Result<()> {
     };
     let map = || {
         write_maps(pid, uids, gids)?;
-        let namespace = rustix::fs::open(format!("/proc/{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| Error::os("open the user namespace of the id mapping", e))?;
+        let namespace = rustix::fs::open(
+            format!("/proc/{pid}/ns/user"),
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| Error::os("open the user namespace of the id mapping", e))?;
         syscall::mount_idmap(tree, idmap.recursive, namespace.as_fd()).map_err(|e| Error::os("map owners", e))
     };
     let result = map();
@@ -132,9 +199,11 @@ pub(super) fn devices(plan: &Plan) -> Result<Vec<OwnedFd>> {
 
 fn device(device: &DevicePlan) -> Result<OwnedFd> {
     let path = format!("/{}", Shown(&device.path));
-    let tree = open_tree(Path::new(&path), false).map_err(|e| Error::os(format!("bind the host's device {path}"), e))?;
+    let tree =
+        open_tree(Path::new(&path), false).map_err(|e| Error::os(format!("bind the host's device {path}"), e))?;
     let stat = rustix::fs::fstat(&tree).map_err(|e| Error::os(format!("stat {path}"), e))?;
-    let same = FileType::from_raw_mode(stat.st_mode) == FileType::from_raw_mode(device.mode) && stat.st_rdev == device.device;
+    let same =
+        FileType::from_raw_mode(stat.st_mode) == FileType::from_raw_mode(device.mode) && stat.st_rdev == device.device;
     match same {
         true => Ok(tree),
         false => Err(Error::invalid(format!(
@@ -156,11 +225,17 @@ pub(super) fn namespaces(plan: &Plan) -> Result<Vec<OwnedFd>> {
 
 /// The host's /proc, proven to be a procfs (CVE-2025-52881).
 pub(super) fn proc() -> Result<OwnedFd> {
-    let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| Error::os("open /proc", e))?;
+    let proc = rustix::fs::open(
+        "/proc",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|e| Error::os("open /proc", e))?;
     let stat = rustix::fs::fstatfs(&proc).map_err(|e| Error::os("statfs /proc", e))?;
     match stat.f_type as u64 {
         PROC_SUPER_MAGIC => Ok(proc),
-        other => Err(Error::system(format!("/proc is not a procfs (file system type {other:#x})"))),
+        other => Err(Error::system(format!(
+            "/proc is not a procfs (file system type {other:#x})"
+        ))),
     }
 }

@@ -81,12 +81,18 @@ impl Directory {
         builder.mode(0o700);
         let mut made = builder.create(&directory.path);
         if made.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
-            builder.recursive(true).create(root).map_err(|e| Error::os(format!("make state root {}", root.display()), e))?;
+            builder
+                .recursive(true)
+                .create(root)
+                .map_err(|e| Error::os(format!("make state root {}", root.display()), e))?;
             made = builder.recursive(false).create(&directory.path);
         }
         match made {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(Error::new(Kind::AlreadyExists, format!("container with given ID already exists: {id}")));
+                return Err(Error::new(
+                    Kind::AlreadyExists,
+                    format!("container with given ID already exists: {id}"),
+                ));
             }
             other => other.map_err(|e| Error::os(format!("make {}", directory.path.display()), e))?,
         }
@@ -101,8 +107,12 @@ impl Directory {
     }
 
     pub fn open(&self) -> Result<OwnedFd> {
-        rustix::fs::open(&self.path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| Error::os(format!("open {}", self.path.display()), e))
+        rustix::fs::open(
+            &self.path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| Error::os(format!("open {}", self.path.display()), e))
     }
 
     pub fn exists(&self) -> bool {
@@ -242,7 +252,11 @@ fn rfc3339(seconds: u64, nanoseconds: u32) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanoseconds:09}Z")
@@ -300,6 +314,9 @@ mod tests {
         assert_eq!(directory.status(&directory.load().unwrap()), Status::Creating);
         drop(lock);
         assert_eq!(directory.status(&record), Status::Stopped);
-        assert_eq!(Directory::make(root.path(), "c1").err().unwrap().kind(), Kind::AlreadyExists);
+        assert_eq!(
+            Directory::make(root.path(), "c1").err().unwrap().kind(),
+            Kind::AlreadyExists
+        );
     }
 }

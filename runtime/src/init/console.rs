@@ -32,14 +32,17 @@ pub(super) fn make(init: &Init) -> Step {
 
 /// A new pty of the devpts below `root`: master and slave.
 pub(super) fn open_pty(root: BorrowedFd) -> Step<(OwnedFd, OwnedFd)> {
-    let master = open(root, c"dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW)
-        .explain(format_args!("open /dev/pts/ptmx: process.terminal needs a devpts mounted on /dev/pts"))?;
+    let master = open(root, c"dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW).explain(
+        format_args!("open /dev/pts/ptmx: process.terminal needs a devpts mounted on /dev/pts"),
+    )?;
     let devpts = rustix::fs::fstatfs(&master).is_ok_and(|stat| stat.f_type as u64 == DEVPTS_SUPER_MAGIC);
     let ptmx = rustix::fs::fstat(&master).is_ok_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == libc::makedev(5, 2)
     });
     if !devpts || !ptmx {
-        return Err(Fault::plain(format_args!("/dev/pts/ptmx is not the ptmx (5:2) of a devpts")));
+        return Err(Fault::plain(format_args!(
+            "/dev/pts/ptmx is not the ptmx (5:2) of a devpts"
+        )));
     }
     slave_of(master)
 }
@@ -68,7 +71,10 @@ pub(crate) fn hand_out(parent: BorrowedFd, socket: Option<&OwnedFd>, master: &Ow
         Some(socket) => send_descriptor(socket.as_fd(), b"/dev/ptmx", master.as_fd()),
         None => send_descriptor(parent, &[CONSOLE], master.as_fd()),
     }
-    .explain(format_args!("send the master of the terminal (descriptor {})", master.as_raw_fd()))
+    .explain(format_args!(
+        "send the master of the terminal (descriptor {})",
+        master.as_raw_fd()
+    ))
 }
 
 fn send_descriptor(socket: BorrowedFd, message: &[u8], fd: BorrowedFd) -> Result<(), rustix::io::Errno> {
@@ -76,5 +82,11 @@ fn send_descriptor(socket: BorrowedFd, message: &[u8], fd: BorrowedFd) -> Result
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(&fds));
-    rustix::net::sendmsg(socket, &[std::io::IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL).map(drop)
+    rustix::net::sendmsg(
+        socket,
+        &[std::io::IoSlice::new(message)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
 }

@@ -19,7 +19,8 @@ pub(super) fn populate(root: BorrowedFd, devices: &[DevicePlan], bound: &[OwnedF
         match bound.get(index) {
             Some(tree) => {
                 let target = file(root, &device.path)?;
-                attach(tree.as_fd(), target.as_fd(), c"").explain(format_args!("bind device {}", InRoot(&device.path)))?;
+                attach(tree.as_fd(), target.as_fd(), c"")
+                    .explain(format_args!("bind device {}", InRoot(&device.path)))?;
             }
             None => node(root, device)?,
         }
@@ -66,17 +67,26 @@ fn same(parent: BorrowedFd, name: &CStr, device: &DevicePlan) -> Step {
 fn link(dev: BorrowedFd, name: &CStr, to: &CStr) -> Step {
     match rustix::fs::symlinkat(to, dev, name) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(errno) => Err(Fault::new(errno, format_args!("link /dev/{} to {}", Shown(name), Shown(to)))),
+        Err(errno) => Err(Fault::new(
+            errno,
+            format_args!("link /dev/{} to {}", Shown(name), Shown(to)),
+        )),
     }
 }
 
 /// A detached mount of the host's /dev/null, proven to be the null device. Only before pivot_root.
 pub(super) fn null() -> Step<OwnedFd> {
-    let null = rustix::fs::open(c"/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-        .explain(format_args!("open the host's /dev/null"))?;
+    let null = rustix::fs::open(
+        c"/dev/null",
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .explain(format_args!("open the host's /dev/null"))?;
     let stat = rustix::fs::fstat(&null).explain(format_args!("stat the host's /dev/null"))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != libc::makedev(1, 3) {
-        return Err(Fault::plain(format_args!("the host's /dev/null is not the null device (character device 1:3)")));
+        return Err(Fault::plain(format_args!(
+            "the host's /dev/null is not the null device (character device 1:3)"
+        )));
     }
     clone_tree(null.as_fd(), false).explain(format_args!("bind the host's /dev/null"))
 }

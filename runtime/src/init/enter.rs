@@ -13,7 +13,7 @@ use crate::syscall;
 /// Become the process; success closes the socket by execve.
 pub(crate) fn run(mut entry: Entry) -> ! {
     let fault = match prepare(&entry) {
-        Ok(program) => process::execute(&mut entry.process, program, entry.preserve_fds),
+        Ok(program) => process::execute(&mut entry.process, program, entry.proc.as_fd(), entry.preserve_fds),
         Err(fault) => fault,
     };
     fault.send(entry.sync.as_fd());
@@ -33,7 +33,8 @@ fn prepare(entry: &Entry) -> Step<usize> {
     }
     super::await_go(entry.sync.as_fd())?;
     if entry.namespaces != 0 {
-        syscall::setns(entry.target.as_fd(), entry.namespaces).explain(format_args!("enter the container's namespaces"))?;
+        syscall::setns(entry.target.as_fd(), entry.namespaces)
+            .explain(format_args!("enter the container's namespaces"))?;
     }
     if entry.namespaces & libc::CLONE_NEWUSER != 0 {
         super::become_root()?;

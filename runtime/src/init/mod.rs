@@ -6,7 +6,7 @@ mod console;
 mod dev;
 pub(crate) mod enter;
 pub(crate) mod process;
-mod rootfs;
+pub(crate) mod rootfs;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -125,7 +125,7 @@ fn execute(init: &mut Init, program: usize) -> Fault {
     if let Err(fault) = hooks::run("startContainer", &init.plan.hooks.start_container, &init.created, pid) {
         return fault;
     }
-    process::execute(&mut init.plan.process, program, init.preserve_fds)
+    process::execute(&mut init.plan.process, program, init.proc.as_fd(), init.preserve_fds)
 }
 
 fn await_go(sync: BorrowedFd) -> Step {
@@ -177,8 +177,13 @@ fn enter_namespaces(init: &Init) -> Step {
     if namespaces.makes(libc::CLONE_NEWTIME) {
         syscall::unshare(libc::CLONE_NEWTIME).explain(format_args!("unshare the time namespace"))?;
         if let Some(offsets) = &namespaces.time_offsets {
-            write_proc(init.proc.as_fd(), c"self/timens_offsets", offsets.to_bytes(), ResolveFlags::BENEATH)
-                .explain(format_args!("set the clocks of the time namespace"))?;
+            write_proc(
+                init.proc.as_fd(),
+                c"self/timens_offsets",
+                offsets.to_bytes(),
+                ResolveFlags::BENEATH,
+            )
+            .explain(format_args!("set the clocks of the time namespace"))?;
         }
     }
     Ok(())
@@ -188,14 +193,17 @@ fn enter_namespaces(init: &Init) -> Step {
 fn become_root() -> Step {
     use rustix::process::{Gid, Uid};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).explain(format_args!("become group 0 of the user namespace"))?;
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
+        .explain(format_args!("become group 0 of the user namespace"))?;
     match set_thread_groups(&[]) {
         Ok(()) | Err(Errno::PERM) => (),
         other => other.explain(format_args!("drop supplementary groups"))?,
     }
     set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).explain(format_args!("become user 0 of the user namespace"))?;
     // Changing ids made the process dumpable as the system is set up; make sure.
-    syscall::prctl(libc::PR_SET_DUMPABLE, 0, 0).explain(format_args!("PR_SET_DUMPABLE")).map(drop)
+    syscall::prctl(libc::PR_SET_DUMPABLE, 0, 0)
+        .explain(format_args!("PR_SET_DUMPABLE"))
+        .map(drop)
 }
 
 fn set_names(plan: &Plan) -> Step {
@@ -224,12 +232,20 @@ fn raise_loopback() -> Step {
     unsafe { libc::close(socket) };
     match done {
         0 => Ok(()),
-        _ => Err(Fault::new(Errno::from_raw_os_error(errno), format_args!("bring up the loopback interface"))),
+        _ => Err(Fault::new(
+            Errno::from_raw_os_error(errno),
+            format_args!("bring up the loopback interface"),
+        )),
     }
 }
 
 /// Write below the verified /proc of the host.
-pub(crate) fn write_proc(proc: BorrowedFd, path: &std::ffi::CStr, value: &[u8], resolve: ResolveFlags) -> Result<(), Errno> {
+pub(crate) fn write_proc(
+    proc: BorrowedFd,
+    path: &std::ffi::CStr,
+    value: &[u8],
+    resolve: ResolveFlags,
+) -> Result<(), Errno> {
     let resolve = resolve | ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     let file = rustix::fs::openat2(proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
     rustix::io::write(&file, value).map(drop)
@@ -246,4 +262,3 @@ pub(crate) fn reset_signals() {
     // SAFETY: the set lives through the call.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut()) };
 }
-

@@ -5,7 +5,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
@@ -45,7 +45,10 @@ pub(crate) fn take_terminal(slave: &OwnedFd, size: Option<(u16, u16)>) -> Step {
     // SAFETY: plain integers.
     if unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) } < 0 {
         let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
-        return Err(Fault::new(Errno::from_raw_os_error(errno), format_args!("make the pty the controlling terminal")));
+        return Err(Fault::new(
+            Errno::from_raw_os_error(errno),
+            format_args!("make the pty the controlling terminal"),
+        ));
     }
     wire(slave, slave, slave)
 }
@@ -66,7 +69,12 @@ pub(crate) fn change_directory(cwd: &CStr) -> Step {
 
 /// Index of the first candidate that can be executed; the texts are those engines look for.
 pub(crate) fn find_program(plan: &ProcessPlan) -> Step<usize> {
-    let name = plan.argv.strings().first().map(|name| name.as_c_str()).unwrap_or_default();
+    let name = plan
+        .argv
+        .strings()
+        .first()
+        .map(|name| name.as_c_str())
+        .unwrap_or_default();
     let mut denied = false;
     for (index, candidate) in plan.candidates.iter().enumerate() {
         match executable(candidate) {
@@ -97,18 +105,32 @@ fn executable(path: &CStr) -> Result<(), Errno> {
 }
 
 /// Become the process of the plan. Comes back only with a failure.
-pub(crate) fn execute(plan: &mut ProcessPlan, program: usize, preserve_fds: u32) -> Fault {
+pub(crate) fn execute(plan: &mut ProcessPlan, program: usize, proc: BorrowedFd, preserve_fds: u32) -> Fault {
     let mut home = [0; 512];
     if plan.needs_home {
         plan.envp.push(home_of(plan.uid, &mut home));
     }
-    if let Err(fault) = restrict(plan, preserve_fds) {
+    if let Err(fault) = confine(plan, proc).and_then(|()| restrict(plan, preserve_fds)) {
         return fault;
     }
     let path = &plan.candidates[program];
     // SAFETY: CArray keeps NULL-terminated arrays; `home` lives until the process is replaced.
     let errno = unsafe { syscall::execve(path, plan.argv.as_ptr(), plan.envp.as_ptr()) };
     Fault::new(errno, format_args!("exec {}", Shown(path)))
+}
+
+/// The AppArmor profile that execve will switch to, written through the host's verified /proc.
+fn confine(plan: &ProcessPlan, proc: BorrowedFd) -> Step {
+    let Some(profile) = &plan.apparmor else { return Ok(()) };
+    let write = |path| super::write_proc(proc, path, profile.to_bytes(), ResolveFlags::empty());
+    match write(c"thread-self/attr/apparmor/exec") {
+        Err(Errno::NOENT) => write(c"thread-self/attr/exec"),
+        other => other,
+    }
+    .explain(format_args!(
+        "apply the AppArmor profile ({}): does this kernel have AppArmor?",
+        Shown(profile)
+    ))
 }
 
 fn restrict(plan: &ProcessPlan, preserve_fds: u32) -> Step {
@@ -138,12 +160,10 @@ fn restrict(plan: &ProcessPlan, preserve_fds: u32) -> Step {
 }
 
 fn load(filter: &Filter) -> Step {
-    let listener = syscall::seccomp_load(&filter.program, filter.flags)
-        .explain(format_args!("load the seccomp filter ({} instructions)", filter.program.len()))?;
-    match (listener, &filter.agent) {
-        (Some(listener), Some(agent)) => agent.hand_over(listener),
-        _ => Ok(()),
-    }
+    syscall::seccomp_load(&filter.program, filter.flags).explain(format_args!(
+        "load the seccomp filter ({} instructions)",
+        filter.program.len()
+    ))
 }
 
 /// Bounding set, groups, ids, then the other sets: in this order each step still has the privilege it needs.
@@ -168,7 +188,10 @@ fn drop_bounding(keep: u64) -> Step {
             Ok(_) => (),
             Err(Errno::INVAL) => break, // Beyond the last one this kernel knows.
             Err(errno) => {
-                return Err(Fault::new(errno, format_args!("drop capability {capability} from the bounding set")));
+                return Err(Fault::new(
+                    errno,
+                    format_args!("drop capability {capability} from the bounding set"),
+                ));
             }
         }
     }
@@ -207,8 +230,8 @@ fn own_streams(uid: u32, gid: u32) {
         // SAFETY: 0 to 2 are open for the whole life of this process.
         let stream = unsafe { BorrowedFd::borrow_raw(number) };
         let Ok(stat) = rustix::fs::fstat(stream) else { continue };
-        let null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-            && stat.st_rdev == libc::makedev(1, 3);
+        let null =
+            FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == libc::makedev(1, 3);
         if stat.st_uid != uid && !null {
             let _ = rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         }
@@ -221,10 +244,16 @@ fn home_of(uid: u32, buffer: &mut [u8; 512]) -> *const libc::c_char {
     buffer[..NAME.len()].copy_from_slice(NAME);
     let room = buffer.len() - NAME.len() - 1;
     let mut passwd = [0; 16 * 1024];
-    let length = rustix::fs::open(c"/etc/passwd", OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
-        .and_then(|file| rustix::io::read(&file, &mut passwd))
-        .unwrap_or(0);
-    let home = passwd_home(&passwd[..length], uid).filter(|home| home.len() <= room).unwrap_or(b"/");
+    let length = rustix::fs::open(
+        c"/etc/passwd",
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        Mode::empty(),
+    )
+    .and_then(|file| rustix::io::read(&file, &mut passwd))
+    .unwrap_or(0);
+    let home = passwd_home(&passwd[..length], uid)
+        .filter(|home| home.len() <= room)
+        .unwrap_or(b"/");
     buffer[NAME.len()..NAME.len() + home.len()].copy_from_slice(home);
     buffer[NAME.len() + home.len()] = 0;
     buffer.as_ptr().cast()
@@ -244,7 +273,8 @@ fn passwd_home(passwd: &[u8], uid: u32) -> Option<&[u8]> {
 mod tests {
     use super::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:1000:1000::/srv/web:/bin/false\nodd:x:7:7::relative:\n";
+    const PASSWD: &[u8] =
+        b"root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:1000:1000::/srv/web:/bin/false\nodd:x:7:7::relative:\n";
 
     #[test]
     fn home_comes_from_passwd() {

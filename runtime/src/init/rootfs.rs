@@ -100,11 +100,19 @@ fn set_sysctls(init: &Init) -> Step {
     if plan.sysctls.is_empty() {
         return Ok(());
     }
-    let sys = rustix::fs::openat(&init.proc, c"sys", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .explain(format_args!("open /proc/sys"))?;
+    let sys = rustix::fs::openat(
+        &init.proc,
+        c"sys",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .explain(format_args!("open /proc/sys"))?;
     for (path, value) in &plan.sysctls {
-        super::write_proc(sys.as_fd(), path, value.to_bytes(), ResolveFlags::NO_SYMLINKS)
-            .explain(format_args!("set sysctl {} to {}", Shown(path), Shown(value)))?;
+        super::write_proc(sys.as_fd(), path, value.to_bytes(), ResolveFlags::NO_SYMLINKS).explain(format_args!(
+            "set sysctl {} to {}",
+            Shown(path),
+            Shown(value)
+        ))?;
     }
     Ok(())
 }
@@ -113,11 +121,21 @@ fn set_sysctls(init: &Init) -> Step {
 fn one(root: BorrowedFd, mount: &MountPlan, bind: Option<&(OwnedFd, bool)>) -> Step {
     match (&mount.source, bind) {
         (_, Some((tree, is_directory))) => attach_checked(root, mount, tree.as_fd(), *is_directory),
-        (Source::FileSystem { kind, source, parameters }, None) => {
+        (
+            Source::FileSystem {
+                kind,
+                source,
+                parameters,
+            },
+            None,
+        ) => {
             let tree = file_system(mount, kind, source, parameters)?;
             attach_checked(root, mount, tree.as_fd(), true)
         }
-        (Source::Bind { .. }, None) => Err(Fault::plain(format_args!("bind source of {} is missing", InRoot(&mount.target)))),
+        (Source::Bind { .. }, None) => Err(Fault::plain(format_args!(
+            "bind source of {} is missing",
+            InRoot(&mount.target)
+        ))),
     }
 }
 
@@ -148,14 +166,17 @@ fn is_proc(fd: BorrowedFd) -> bool {
 }
 
 /// A new file system, mounted nowhere yet.
-fn file_system(
+pub(crate) fn file_system(
     mount: &MountPlan,
     kind: &CStr,
     source: &CStr,
     parameters: &[(std::ffi::CString, Option<std::ffi::CString>)],
 ) -> Step<OwnedFd> {
-    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
-        .explain(format_args!("mount {} on {}: open the file system", Shown(kind), InRoot(&mount.target)))?;
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).explain(format_args!(
+        "mount {} on {}: open the file system",
+        Shown(kind),
+        InRoot(&mount.target)
+    ))?;
     let result = configure(context.as_fd(), source, parameters).and_then(|()| {
         let attributes = MountAttrFlags::from_bits_retain(mount.attributes.set as u32);
         rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
@@ -169,7 +190,12 @@ fn file_system(
             let length = rustix::io::read(&context, &mut log).unwrap_or(0);
             Err(Fault::new(
                 errno,
-                format_args!("mount {} on {}{}", Shown(kind), InRoot(&mount.target), Log(&log[..length])),
+                format_args!(
+                    "mount {} on {}{}",
+                    Shown(kind),
+                    InRoot(&mount.target),
+                    Log(&log[..length])
+                ),
             ))
         }
     }
@@ -195,8 +221,14 @@ fn configure(
 fn host_sysfs(mount: &MountPlan) -> Step<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = rustix::mount::open_tree(CWD, c"/sys", flags).explain(format_args!("bind the host's /sys"))?;
-    syscall::mount_setattr(tree.as_fd(), true, mount.attributes.set | libc::MOUNT_ATTR_RDONLY, 0, libc::MS_SLAVE)
-        .explain(format_args!("make the host's /sys read-only"))?;
+    syscall::mount_setattr(
+        tree.as_fd(),
+        true,
+        mount.attributes.set | libc::MOUNT_ATTR_RDONLY,
+        0,
+        libc::MS_SLAVE,
+    )
+    .explain(format_args!("make the host's /sys read-only"))?;
     Ok(tree)
 }
 
@@ -272,7 +304,7 @@ pub(super) fn attach(tree: BorrowedFd, to: BorrowedFd, path: &CStr) -> Result<()
 }
 
 /// Open a path of the container; symbolic links stay inside its root.
-pub(super) fn open(root: BorrowedFd, path: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn open(root: BorrowedFd, path: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..ATTEMPTS {
         match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
@@ -301,7 +333,8 @@ pub(super) fn directory(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
         make_component(root, &prefix, start, end).explain(format_args!("make directory {}", InRoot(path)))?;
         start = end + 1;
     }
-    open(root, path, OFlags::PATH | OFlags::DIRECTORY).explain(format_args!("open {} in the root file system", InRoot(path)))
+    open(root, path, OFlags::PATH | OFlags::DIRECTORY)
+        .explain(format_args!("open {} in the root file system", InRoot(path)))
 }
 
 /// Make the component `prefix[start..end]` inside `prefix[..start]`, which exists.
@@ -332,7 +365,10 @@ fn open_parent(root: BorrowedFd, prefix: &[u8]) -> Result<OwnedFd, Errno> {
 /// The parent directory of a path of the container, made if it is missing, and the last component.
 pub(super) fn parent_of<'a>(root: BorrowedFd, path: &'a CStr) -> Step<(OwnedFd, &'a CStr)> {
     let bytes = path.to_bytes_with_nul();
-    let start = bytes.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    let start = bytes
+        .iter()
+        .rposition(|&byte| byte == b'/')
+        .map_or(0, |slash| slash + 1);
     let name = CStr::from_bytes_with_nul(&bytes[start..]).unwrap_or_default();
     let mut buffer = [0; libc::PATH_MAX as usize];
     let parent = match start {
@@ -367,7 +403,6 @@ fn relative(path: &CStr) -> &CStr {
     let start = bytes.iter().position(|&byte| byte != b'/').unwrap_or(bytes.len() - 1);
     CStr::from_bytes_with_nul(&bytes[start..]).unwrap_or_default()
 }
-
 
 #[cfg(test)]
 mod tests {

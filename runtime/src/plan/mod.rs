@@ -45,11 +45,20 @@ impl Plan {
     /// Check `spec`, found in `bundle` (an absolute path).
     pub fn new(spec: &spec::Spec, bundle: &Path) -> Result<Plan> {
         check_version(spec.version())?;
-        let linux = spec.linux().as_ref().ok_or_else(|| Error::invalid("config.json has no linux section"))?;
-        let root = spec.root().as_ref().ok_or_else(|| Error::invalid("config.json has no root"))?;
+        let linux = spec
+            .linux()
+            .as_ref()
+            .ok_or_else(|| Error::invalid("config.json has no linux section"))?;
+        let root = spec
+            .root()
+            .as_ref()
+            .ok_or_else(|| Error::invalid("config.json has no root"))?;
         let namespaces = Namespaces::new(linux)?;
         let mounts = spec.mounts().as_deref().unwrap_or_default();
-        let mounts = mounts.iter().map(|mount| MountPlan::new(mount, bundle)).collect::<Result<Vec<_>>>()?;
+        let mounts = mounts
+            .iter()
+            .map(|mount| MountPlan::new(mount, bundle))
+            .collect::<Result<Vec<_>>>()?;
         refuse_unsupported(linux)?;
         check_namespaces(&namespaces, spec, linux, &mounts)?;
         let populate_dev = !mounts.iter().any(binds_dev);
@@ -95,7 +104,9 @@ fn process(spec: &spec::Spec, linux: &spec::Linux) -> Result<ProcessPlan> {
 
 fn personality(personality: &spec::LinuxPersonality) -> Result<u64> {
     if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
-        return Err(Error::invalid("linux.personality.flags is not empty; no flag is defined"));
+        return Err(Error::invalid(
+            "linux.personality.flags is not empty; no flag is defined",
+        ));
     }
     // linux/personality.h
     Ok(match personality.domain() {
@@ -123,7 +134,12 @@ fn refuse_unsupported(linux: &spec::Linux) -> Result<()> {
 }
 
 /// Everything that acts on a namespace needs that namespace to be the container's own.
-fn check_namespaces(namespaces: &Namespaces, spec: &spec::Spec, linux: &spec::Linux, mounts: &[MountPlan]) -> Result<()> {
+fn check_namespaces(
+    namespaces: &Namespaces,
+    spec: &spec::Spec,
+    linux: &spec::Linux,
+    mounts: &[MountPlan],
+) -> Result<()> {
     let needs = |what: &str, kind: &str| {
         Err(Error::invalid(format!(
             "{what} needs a {kind} namespace of the container's own in linux.namespaces"
@@ -203,7 +219,9 @@ fn sysctls(linux: &spec::Linux, namespaces: &Namespaces) -> Result<Vec<(CString,
             name if IPC.contains(&name) || name.starts_with("fs.mqueue.") => (libc::CLONE_NEWIPC, "ipc"),
             "kernel.domainname" => (libc::CLONE_NEWUTS, "uts"),
             "kernel.hostname" => {
-                return Err(Error::invalid("linux.sysctl: kernel.hostname conflicts with the field hostname"));
+                return Err(Error::invalid(
+                    "linux.sysctl: kernel.hostname conflicts with the field hostname",
+                ));
             }
             _ => {
                 return Err(Error::invalid(format!(
@@ -247,7 +265,10 @@ mod tests {
     fn a_minimal_configuration_is_enough() {
         let plan = plan(|_| ()).unwrap();
         assert_eq!(plan.rootfs, Path::new("/bundle/rootfs"));
-        assert_eq!(plan.namespaces.new, libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC);
+        assert_eq!(
+            plan.namespaces.new,
+            libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC
+        );
         assert!(plan.populate_dev);
         assert!(plan.process.seccomp.is_none());
     }
@@ -267,7 +288,9 @@ mod tests {
 
     #[test]
     fn sysctls_of_the_host_are_refused() {
-        assert!(refusal(|config| config["linux"]["sysctl"] = json!({"vm.swappiness": "1"})).contains("change the host"));
+        assert!(
+            refusal(|config| config["linux"]["sysctl"] = json!({"vm.swappiness": "1"})).contains("change the host")
+        );
         let plan = plan(|config| config["linux"]["sysctl"] = json!({"kernel.shmmax": "4096"})).unwrap();
         assert_eq!(plan.sysctls, [(c"kernel/shmmax".into(), c"4096".into())]);
     }

@@ -232,7 +232,9 @@ impl Options {
             "idmap" => self.idmap = Some(false),
             "ridmap" => self.idmap = Some(true),
             // What the kernel does anyway, or no longer knows.
-            "" | "defaults" | "remount" | "async" | "loud" | "noiversion" | "nomand" | "nolazytime" | "private-ns" => (),
+            "" | "defaults" | "remount" | "async" | "loud" | "noiversion" | "nomand" | "nolazytime" | "private-ns" => {
+                ()
+            }
             _ => match option.split_once('=') {
                 Some((key, value)) => self.parameters.push((key.into(), Some(value.into()))),
                 None => self.parameters.push((option.into(), None)),
@@ -301,10 +303,25 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(plan.target.as_c_str(), c"data/x");
-        assert_eq!(plan.source, Source::Bind { path: "/bundle/vol".into(), recursive: true });
-        assert_eq!(plan.propagation, Some(Propagation { flag: libc::MS_SLAVE, recursive: true }));
+        assert_eq!(
+            plan.source,
+            Source::Bind {
+                path: "/bundle/vol".into(),
+                recursive: true
+            }
+        );
+        assert_eq!(
+            plan.propagation,
+            Some(Propagation {
+                flag: libc::MS_SLAVE,
+                recursive: true
+            })
+        );
         assert_eq!(plan.attributes.set, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME);
-        assert_eq!(plan.attributes.clear, libc::MOUNT_ATTR__ATIME & !libc::MOUNT_ATTR_NOATIME);
+        assert_eq!(
+            plan.attributes.clear,
+            libc::MOUNT_ATTR__ATIME & !libc::MOUNT_ATTR_NOATIME
+        );
         assert_eq!(plan.attributes.recursive_set, libc::MOUNT_ATTR_NOSUID);
     }
 

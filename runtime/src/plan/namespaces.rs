@@ -35,7 +35,10 @@ impl Namespaces {
         for namespace in linux.namespaces().as_deref().unwrap_or_default() {
             let kind = namespace.typ() as i32;
             if namespaces.has(kind) {
-                return Err(Error::invalid(format!("linux.namespaces: {} is given twice", namespace.typ())));
+                return Err(Error::invalid(format!(
+                    "linux.namespaces: {} is given twice",
+                    namespace.typ()
+                )));
             }
             match namespace.path() {
                 Some(path) if !path.as_os_str().is_empty() => namespaces.join.push(Join {
@@ -86,7 +89,9 @@ impl Namespaces {
             return Ok(None);
         };
         if !self.makes(libc::CLONE_NEWTIME) {
-            return Err(Error::invalid("linux.timeOffsets needs a new time namespace in linux.namespaces"));
+            return Err(Error::invalid(
+                "linux.timeOffsets needs a new time namespace in linux.namespaces",
+            ));
         }
         let mut text = String::new();
         for (clock, offset) in offsets {
@@ -95,7 +100,12 @@ impl Namespaces {
                     "linux.timeOffsets: clock {clock:?} is neither monotonic nor boottime"
                 )));
             }
-            let _ = writeln!(text, "{clock} {} {}", offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+            let _ = writeln!(
+                text,
+                "{clock} {} {}",
+                offset.secs().unwrap_or(0),
+                offset.nanosecs().unwrap_or(0)
+            );
         }
         super::process::c_string("linux.timeOffsets", &text).map(Some)
     }
@@ -144,7 +154,10 @@ mod tests {
         assert_eq!(plan.new, libc::CLONE_NEWPID);
         assert_eq!(plan.join[0].kind, libc::CLONE_NEWUSER);
         assert_eq!(plan.join[1].path.as_c_str(), c"/run/netns/a");
-        assert_eq!(plan.all(), libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWUSER);
+        assert_eq!(
+            plan.all(),
+            libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWUSER
+        );
     }
 
     #[test]

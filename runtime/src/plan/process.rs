@@ -87,13 +87,24 @@ impl ProcessPlan {
                 process.cwd().display()
             )));
         }
-        if process.selinux_label().as_deref().is_some_and(|label| !label.is_empty()) {
-            return Err(Error::invalid("process.selinuxLabel is set, but this runtime has no SELinux support"));
+        if process
+            .selinux_label()
+            .as_deref()
+            .is_some_and(|label| !label.is_empty())
+        {
+            return Err(Error::invalid(
+                "process.selinuxLabel is set, but this runtime has no SELinux support",
+            ));
         }
         let (environment, path, needs_home) = environment(process.env().as_deref().unwrap_or_default())?;
         let user = process.user();
         Ok(ProcessPlan {
-            argv: CArray::new(args.iter().map(|arg| c_string("process.args", arg)).collect::<Result<_>>()?, 0),
+            argv: CArray::new(
+                args.iter()
+                    .map(|arg| c_string("process.args", arg))
+                    .collect::<Result<_>>()?,
+                0,
+            ),
             envp: CArray::new(environment, 1),
             needs_home,
             candidates: candidates(program, path.as_deref().unwrap_or(DEFAULT_PATH))?,
@@ -109,9 +120,12 @@ impl ProcessPlan {
             rlimits: rlimits(process)?,
             oom_score_adj: process.oom_score_adj(),
             terminal: process.terminal().unwrap_or(false),
-            console_size: process
-                .console_size()
-                .map(|size| (size.height().min(u16::MAX.into()) as u16, size.width().min(u16::MAX.into()) as u16)),
+            console_size: process.console_size().map(|size| {
+                (
+                    size.height().min(u16::MAX.into()) as u16,
+                    size.width().min(u16::MAX.into()) as u16,
+                )
+            }),
             io_priority: process.io_priority().as_ref().map(io_priority),
             scheduler: process.scheduler().as_ref().map(scheduler),
             personality: None,
@@ -136,7 +150,9 @@ fn environment(env: &[String]) -> Result<(Vec<CString>, Option<String>, bool)> {
     let mut kept: Vec<&str> = Vec::with_capacity(env.len());
     for entry in env {
         let Some((name, _)) = entry.split_once('=').filter(|(name, _)| !name.is_empty()) else {
-            return Err(Error::invalid(format!("process.env: {entry:?} is not of the form NAME=value")));
+            return Err(Error::invalid(format!(
+                "process.env: {entry:?} is not of the form NAME=value"
+            )));
         };
         let same = |other: &&str| other.split_once('=').is_some_and(|(other, _)| other == name);
         match kept.iter().position(same) {
@@ -144,7 +160,10 @@ fn environment(env: &[String]) -> Result<(Vec<CString>, Option<String>, bool)> {
             None => kept.push(entry),
         }
     }
-    let value = |name: &str| kept.iter().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='));
+    let value = |name: &str| {
+        kept.iter()
+            .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+    };
     let path = value("PATH").map(str::to_owned);
     let needs_home = value("HOME").is_none_or(str::is_empty);
     let strings = kept
@@ -178,7 +197,10 @@ fn rlimits(process: &spec::Process) -> Result<Vec<(u32, libc::rlimit64)>> {
             )));
         }
         if limits.iter().any(|(other, _)| *other == resource) {
-            return Err(Error::invalid(format!("process.rlimits: {} is given twice", limit.typ())));
+            return Err(Error::invalid(format!(
+                "process.rlimits: {} is given twice",
+                limit.typ()
+            )));
         }
         let value = libc::rlimit64 {
             rlim_cur: limit.soft(),
@@ -282,7 +304,10 @@ mod tests {
         let found = plan(|_| ()).unwrap();
         assert!(found.by_path);
         assert_eq!(texts(&found.candidates), ["/bin/sh", "/usr/bin/sh"]);
-        let named = plan(|process| drop(process.set_args(Some(vec!["./run".into()])))).unwrap();
+        let named = plan(|process| {
+            process.set_args(Some(vec!["./run".into()]));
+        })
+        .unwrap();
         assert!(!named.by_path);
         assert_eq!(texts(&named.candidates), ["./run"]);
     }
@@ -290,7 +315,10 @@ mod tests {
     #[test]
     fn the_last_of_equal_variables_wins_and_an_empty_home_is_looked_up() {
         let env = vec!["A=1".into(), "HOME=".into(), "A=2".into()];
-        let plan = plan(|process| drop(process.set_env(Some(env)))).unwrap();
+        let plan = plan(|process| {
+            process.set_env(Some(env));
+        })
+        .unwrap();
         assert_eq!(texts(plan.envp.strings()), ["A=2"]);
         assert!(plan.needs_home);
     }
@@ -299,18 +327,29 @@ mod tests {
     fn wrong_configurations_are_named() {
         let message = |change: fn(&mut spec::Process)| plan(change).err().unwrap().to_string();
         assert_eq!(
-            message(|process| drop(process.set_args(Some(vec![])))),
+            message(|process| {
+                process.set_args(Some(vec![]));
+            }),
             "process.args is empty: nothing to run"
         );
         assert_eq!(
-            message(|process| drop(process.set_cwd("tmp".into()))),
+            message(|process| {
+                process.set_cwd("tmp".into());
+            }),
             "process.cwd must be an absolute path, not \"tmp\""
         );
         assert_eq!(
-            message(|process| drop(process.set_env(Some(vec!["novalue".into()])))),
+            message(|process| {
+                process.set_env(Some(vec!["novalue".into()]));
+            }),
             "process.env: \"novalue\" is not of the form NAME=value"
         );
-        assert!(message(|process| drop(process.set_args(Some(vec!["a\0b".into()])))).contains("NUL"));
+        assert!(
+            message(|process| {
+                process.set_args(Some(vec!["a\0b".into()]));
+            })
+            .contains("NUL")
+        );
     }
 
     #[test]

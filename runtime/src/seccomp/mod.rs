@@ -1,30 +1,320 @@
-//! seccomp: the default profile and the compiler from the OCI profile to a BPF filter.
+//! seccomp: the default profile of container engines, and the compiler from an OCI profile to a BPF filter.
+//! The emitter is our own: seccompiler has one action per filter and kills every other architecture, libseccomp is C.
+//! config-linux.md, "Seccomp"; seccomp(2).
 
-use crate::error::Result;
-use crate::spec::LinuxSeccomp;
+mod allowed;
+mod emit;
+mod profile;
+mod table;
+
+use emit::{Condition, Rule};
+pub use profile::default_profile;
+
+use crate::error::{Error, Result};
+use crate::spec::{
+    Arch, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompFilterFlag as Flag, LinuxSeccompOperator as Operator,
+    LinuxSyscall,
+};
+
+/// Actions a profile may name.
+pub const ACTIONS: [&str; 8] = [
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_LOG",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_TRAP",
+];
+/// Comparisons of arguments.
+pub const OPERATORS: [&str; 7] = [
+    "SCMP_CMP_EQ",
+    "SCMP_CMP_GE",
+    "SCMP_CMP_GT",
+    "SCMP_CMP_LE",
+    "SCMP_CMP_LT",
+    "SCMP_CMP_MASKED_EQ",
+    "SCMP_CMP_NE",
+];
+/// Architectures whose system calls are known.
+pub const ARCHITECTURES: [&str; 3] = ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32"];
+/// Flags of a filter.
+pub const FLAGS: [&str; 3] = [
+    "SECCOMP_FILTER_FLAG_TSYNC",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+    "SECCOMP_FILTER_FLAG_LOG",
+];
+
+const MAX_ARGUMENTS: usize = 6;
+const MAX_ERRNO: u32 = 4095;
 
 /// A compiled filter.
+#[derive(Clone)]
 pub(crate) struct Filter {
     pub program: Vec<libc::sock_filter>,
     pub flags: u64,
-    pub agent: Option<Agent>,
 }
 
-pub(crate) struct Agent;
-impl Agent {
-    pub fn hand_over(&self, _listener: std::os::fd::OwnedFd) -> crate::fault::Step { Ok(()) }
-}
 impl Filter {
-    pub fn to_bytes(&self) -> Vec<u8> { Vec::new() }
-    pub fn from_bytes(_bytes: &[u8]) -> Option<Filter> { None }
+    /// For the state directory: flags, then 8 bytes an instruction.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.flags.to_le_bytes().to_vec();
+        for step in &self.program {
+            bytes.extend(step.code.to_le_bytes());
+            bytes.extend([step.jt, step.jf]);
+            bytes.extend(step.k.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The inverse of [`to_bytes`](Filter::to_bytes).
+    pub fn from_bytes(bytes: &[u8]) -> Option<Filter> {
+        let (flags, program) = bytes.split_first_chunk::<8>()?;
+        let (steps, []) = program.as_chunks::<8>() else {
+            return None;
+        };
+        let step = |step: &[u8; 8]| libc::sock_filter {
+            code: u16::from_le_bytes([step[0], step[1]]),
+            jt: step[2],
+            jf: step[3],
+            k: u32::from_le_bytes([step[4], step[5], step[6], step[7]]),
+        };
+        Some(Filter {
+            flags: u64::from_le_bytes(*flags),
+            program: steps.iter().map(step).collect(),
+        })
+    }
 }
 
-/// Compile.
-pub(crate) fn compile(_profile: &LinuxSeccomp) -> Result<Option<Filter>> {
-    Ok(None)
+/// Compile a profile; `None` where it allows everything.
+pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Option<Filter>> {
+    let default = action(profile.default_action(), profile.default_errno_ret())?;
+    let calls = profile.syscalls().as_deref().unwrap_or_default();
+    if profile.default_action() == Action::ScmpActAllow && calls.is_empty() {
+        return Ok(None);
+    }
+    let architectures = Architectures::new(profile.architectures().as_deref().unwrap_or_default())?;
+    let mut rules = Vec::new();
+    for call in calls {
+        let action = action(call.action(), call.errno_ret())?;
+        let alternatives = alternatives(call)?;
+        for name in call.names() {
+            // Names that this architecture or this table lacks are no error: profiles list those of all kernels.
+            if let Ok(index) = table::CALLS.binary_search_by(|entry| entry.0.cmp(name)) {
+                rules.push(Rule {
+                    call: index,
+                    action,
+                    alternatives: alternatives.clone(),
+                });
+            }
+        }
+    }
+    let program = emit::program(default, &architectures, &rules)?;
+    let flags = profile.flags().as_deref().unwrap_or_default();
+    let flags = flags
+        .iter()
+        .map(flag)
+        .collect::<Result<Vec<_>>>()?
+        .iter()
+        .fold(0, |all, flag| all | flag);
+    Ok(Some(Filter { program, flags }))
 }
 
-/// The profile container engines apply by default: an allow-list, everything else fails with EPERM.
-pub fn default_profile() -> LinuxSeccomp {
-    LinuxSeccomp::default()
+/// Which system-call tables the filter covers; all others are killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Architectures {
+    pub x86_64: bool,
+    pub i386: bool,
+    pub x32: bool,
+}
+
+impl Architectures {
+    /// The machine's own is always covered, as libseccomp has it.
+    fn new(listed: &[Arch]) -> Result<Architectures> {
+        if !cfg!(target_arch = "x86_64") {
+            return Err(Error::invalid(
+                "linux.seccomp: this build knows the system calls of x86-64 only",
+            ));
+        }
+        let mut all = Architectures {
+            x86_64: true,
+            ..Architectures::default()
+        };
+        for arch in listed {
+            match arch {
+                Arch::ScmpArchX86 => all.i386 = true,
+                Arch::ScmpArchX32 => all.x32 = true,
+                // Profiles list the architectures of other machines too: no process of theirs can run here.
+                _ => (),
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn action(action: Action, errno: Option<u32>) -> Result<u32> {
+    if action == Action::ScmpActNotify {
+        return Err(Error::invalid(
+            "linux.seccomp: SCMP_ACT_NOTIFY is not supported by this runtime",
+        ));
+    }
+    if errno.is_some_and(|errno| errno > MAX_ERRNO) {
+        return Err(Error::invalid(format!(
+            "linux.seccomp: errnoRet {} is above {MAX_ERRNO}",
+            errno.unwrap_or(0)
+        )));
+    }
+    Ok(action.as_u32(errno))
+}
+
+fn flag(flag: &Flag) -> Result<u64> {
+    Ok(match flag {
+        Flag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC as u64,
+        Flag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG as u64,
+        Flag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW as u64,
+        Flag::SeccompFilterFlagWaitKillableRecv => {
+            return Err(Error::invalid(
+                "linux.seccomp: WAIT_KILLABLE_RECV goes with SCMP_ACT_NOTIFY, which is not supported",
+            ));
+        }
+    })
+}
+
+/// Conditions on arguments: any of the alternatives, each all of its conditions. Conditions on one argument that
+/// is named twice are alternatives, as runc reads them.
+fn alternatives(call: &LinuxSyscall) -> Result<Vec<Vec<Condition>>> {
+    let mut conditions = Vec::new();
+    for argument in call.args().as_deref().unwrap_or_default() {
+        if argument.index() >= MAX_ARGUMENTS {
+            return Err(Error::invalid(format!(
+                "linux.seccomp: {:?} has a condition on argument {}; there are 6",
+                call.names(),
+                argument.index()
+            )));
+        }
+        let (mask, value) = match argument.op() {
+            Operator::ScmpCmpMaskedEq => (argument.value(), argument.value_two().unwrap_or(0)),
+            _ => (u64::MAX, argument.value()),
+        };
+        conditions.push(Condition {
+            argument: argument.index() as u32,
+            operator: argument.op(),
+            mask,
+            value,
+        });
+    }
+    let twice = conditions
+        .iter()
+        .enumerate()
+        .any(|(at, one)| conditions[..at].iter().any(|other| other.argument == one.argument));
+    Ok(match twice {
+        true => conditions.into_iter().map(|condition| vec![condition]).collect(),
+        false => vec![conditions],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use emit::tests::{AUDIT_ARCH_I386, AUDIT_ARCH_X86_64, run};
+
+    pub(super) fn filter(json: serde_json::Value) -> Result<Filter> {
+        compile(&serde_json::from_value(json).unwrap()).map(|filter| filter.expect("a filter"))
+    }
+
+    const ALLOW: u32 = 0x7fff_0000;
+    const EPERM: u32 = 0x0005_0001;
+    const ENOSYS: u32 = 0x0005_0026;
+
+    #[test]
+    fn several_actions_in_one_filter() {
+        let filter = filter(serde_json::json!({
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+            "syscalls": [
+                {"names": ["read", "write", "no_such_call"], "action": "SCMP_ACT_ALLOW"},
+                {"names": ["getpid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+                {"names": ["reboot"], "action": "SCMP_ACT_KILL_PROCESS"},
+                {"names": ["openat2"], "action": "SCMP_ACT_LOG"}
+            ]
+        }))
+        .unwrap();
+        let call = |nr| run(&filter.program, AUDIT_ARCH_X86_64, nr, [0; 6]);
+        assert_eq!(call(0), ALLOW);
+        assert_eq!(call(39), ENOSYS);
+        assert_eq!(call(169), 0x8000_0000);
+        assert_eq!(call(437), 0x7ffc_0000);
+        assert_eq!(call(2), EPERM);
+        assert_eq!(run(&filter.program, AUDIT_ARCH_I386, 3, [0; 6]), ALLOW);
+        assert_eq!(run(&filter.program, AUDIT_ARCH_I386, 0, [0; 6]), EPERM);
+        // Another architecture, and x32, which is not listed.
+        assert_eq!(run(&filter.program, 0xc000_00b7, 0, [0; 6]), 0x8000_0000);
+        assert_eq!(call(0x4000_0000), 0x8000_0000);
+        // Calls younger than the profile do not exist, so that C libraries fall back.
+        assert_eq!(call(460), ENOSYS);
+    }
+
+    #[test]
+    fn arguments_are_compared_as_64_bits() {
+        let test = |op: &str, value: u64, two: u64, argument: u64| {
+            let filter = filter(serde_json::json!({
+                "defaultAction": "SCMP_ACT_ERRNO",
+                "syscalls": [{"names": ["personality"], "action": "SCMP_ACT_ALLOW",
+                    "args": [{"index": 1, "value": value, "valueTwo": two, "op": op}]}]
+            }))
+            .unwrap();
+            run(&filter.program, AUDIT_ARCH_X86_64, 135, [0, argument, 0, 0, 0, 0]) == ALLOW
+        };
+        let values = [0, 1, 7, 8, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0007, u64::MAX];
+        for value in values {
+            for argument in values {
+                assert_eq!(test("SCMP_CMP_EQ", value, 0, argument), argument == value);
+                assert_eq!(test("SCMP_CMP_NE", value, 0, argument), argument != value);
+                assert_eq!(test("SCMP_CMP_LT", value, 0, argument), argument < value);
+                assert_eq!(test("SCMP_CMP_LE", value, 0, argument), argument <= value);
+                assert_eq!(test("SCMP_CMP_GT", value, 0, argument), argument > value);
+                assert_eq!(test("SCMP_CMP_GE", value, 0, argument), argument >= value);
+                assert_eq!(test("SCMP_CMP_MASKED_EQ", value, 1, argument), argument & value == 1);
+            }
+        }
+    }
+
+    #[test]
+    fn conditions_are_anded_and_entries_are_alternatives() {
+        let filter = filter(serde_json::json!({
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "syscalls": [
+                {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 22,
+                 "args": [{"index": 0, "value": 16, "op": "SCMP_CMP_EQ"}, {"index": 2, "value": 9, "op": "SCMP_CMP_EQ"}]},
+                {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 2, "value": 9, "op": "SCMP_CMP_NE"}]},
+                {"names": ["personality"], "action": "SCMP_ACT_ALLOW",
+                 "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}, {"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]}
+            ]
+        }))
+        .unwrap();
+        let socket = |family, protocol| run(&filter.program, AUDIT_ARCH_X86_64, 41, [family, 0, protocol, 0, 0, 0]);
+        assert_eq!(socket(16, 9), 0x0005_0016);
+        assert_eq!(socket(16, 1), ALLOW);
+        assert_eq!(socket(2, 9), EPERM);
+        let personality = |persona| run(&filter.program, AUDIT_ARCH_X86_64, 135, [persona, 0, 0, 0, 0, 0]);
+        assert_eq!((personality(0), personality(8), personality(4)), (ALLOW, ALLOW, EPERM));
+    }
+
+    #[test]
+    fn the_filter_survives_the_state_directory() {
+        let filter = compile(&default_profile()).unwrap().unwrap();
+        let copy = Filter::from_bytes(&filter.to_bytes()).unwrap();
+        assert_eq!(copy.program, filter.program);
+        assert!(Filter::from_bytes(&[0; 13]).is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        let refused = |json| filter(json).err().unwrap().to_string();
+        assert!(refused(serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"})).contains("NOTIFY"));
+        assert!(
+            refused(serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 5000})).contains("5000")
+        );
+    }
 }

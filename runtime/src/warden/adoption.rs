@@ -58,7 +58,10 @@ impl Warden {
         container.pidfd = exit::open_pidfd(process.pid, process.start_time);
         let live = container.pidfd.as_ref().filter(|_| container.record.exit.is_none());
         let watched = match live {
-            Some(pidfd) => self.poller.add(pidfd, Source::Stranger(id.as_str().into()), Flags::IN).map(|_| true),
+            Some(pidfd) => self
+                .poller
+                .add(pidfd, Source::Stranger(id.as_str().into()), Flags::IN)
+                .map(|_| true),
             None => Ok(false),
         };
         let ended = container.record.exit.is_none() && container.pidfd.is_none();
@@ -93,8 +96,12 @@ impl Warden {
     /// Replaces an unknown exit by what the pidfd tells.
     fn learn_exit(&mut self, id: &str, pidfd: &OwnedFd) -> Result<(), Error> {
         let container = self.get(id)?;
-        let Some(exit) = container.record.exit.filter(|exit| exit.status().is_none()) else { return Ok(()) };
-        let Some(process) = container.record.process else { return Ok(()) };
+        let Some(exit) = container.record.exit.filter(|exit| exit.status().is_none()) else {
+            return Ok(());
+        };
+        let Some(process) = container.record.process else {
+            return Ok(());
+        };
         let Some(status) = exit::status_of_stranger(pidfd.as_fd(), process.pid, process.start_time) else {
             return Ok(());
         };
@@ -102,7 +109,11 @@ impl Warden {
         container.record.exit = Some(exit);
         let dir = container.dir.clone();
         container.record.save(&dir)?;
-        self.publish(&Event::Exited { id: id.to_owned(), exec_id: None, exit });
+        self.publish(&Event::Exited {
+            id: id.to_owned(),
+            exec_id: None,
+            exit,
+        });
         Ok(())
     }
 }

@@ -12,9 +12,7 @@ use std::time::Duration;
 use rustix::net::sockopt::socket_peercred;
 
 use super::error::{Context, Error};
-use super::protocol::{
-    ContainerInfo, CreateRequest, Event, ExecRequest, Exit, HeldKinds, Reply, Request,
-};
+use super::protocol::{ContainerInfo, CreateRequest, Event, ExecRequest, Exit, HeldKinds, Reply, Request};
 use super::{socket_path, wire};
 
 /// Longest wait for a reply; create runs the bundle's hooks inside it.
@@ -91,7 +89,10 @@ impl Client {
     /// Connects to the warden of this directory.
     pub fn connect(dir: &Path) -> Result<Self, Error> {
         let stream = open(dir)?;
-        Ok(Self { dir: dir.to_owned(), connection: Mutex::new(Some(stream)) })
+        Ok(Self {
+            dir: dir.to_owned(),
+            connection: Mutex::new(Some(stream)),
+        })
     }
 
     /// The warden's own pid.
@@ -104,9 +105,11 @@ impl Client {
     /// Creates a container; its init waits for [`Client::start`].
     pub fn create(&self, request: CreateRequest) -> Result<Created, Error> {
         match self.call(Request::Create(request), &[])? {
-            (Reply::Created { pid, start_time, held }, mut fds) => {
-                Ok(Created { pid, start_time, held: Held::take(held, &mut fds)? })
-            }
+            (Reply::Created { pid, start_time, held }, mut fds) => Ok(Created {
+                pid,
+                start_time,
+                held: Held::take(held, &mut fds)?,
+            }),
             other => Err(unexpected(&other.0)),
         }
     }
@@ -118,7 +121,14 @@ impl Client {
 
     /// Sends a signal to a container's init, or to all its processes.
     pub fn kill(&self, id: &str, signal: i32, all: bool) -> Result<(), Error> {
-        self.done(Request::Kill { id: id.into(), signal, all }, &[])
+        self.done(
+            Request::Kill {
+                id: id.into(),
+                signal,
+                all,
+            },
+            &[],
+        )
     }
 
     /// Removes an ended container, its cgroup and its state; with `force` kills it first, and one that is gone is no error.
@@ -129,7 +139,14 @@ impl Client {
     /// Runs a process in a container.
     pub fn exec(&self, request: ExecRequest) -> Result<ExecStarted, Error> {
         match self.call(Request::Exec(Box::new(request)), &[])? {
-            (Reply::ExecStarted { pid, start_time, streams }, mut fds) => Ok(ExecStarted {
+            (
+                Reply::ExecStarted {
+                    pid,
+                    start_time,
+                    streams,
+                },
+                mut fds,
+            ) => Ok(ExecStarted {
                 pid,
                 start_time,
                 pidfd: need(&mut fds)?,
@@ -144,12 +161,25 @@ impl Client {
 
     /// Sends a signal to an exec's process.
     pub fn kill_exec(&self, id: &str, exec_id: &str, signal: i32) -> Result<(), Error> {
-        self.done(Request::KillExec { id: id.into(), exec_id: exec_id.into(), signal }, &[])
+        self.done(
+            Request::KillExec {
+                id: id.into(),
+                exec_id: exec_id.into(),
+                signal,
+            },
+            &[],
+        )
     }
 
     /// How an exec ended; None while it runs. Certain to be known once its pidfd is readable. It is forgotten when read.
     pub fn exec_exit(&self, id: &str, exec_id: &str) -> Result<Option<Exit>, Error> {
-        match self.call(Request::ExecExit { id: id.into(), exec_id: exec_id.into() }, &[])? {
+        match self.call(
+            Request::ExecExit {
+                id: id.into(),
+                exec_id: exec_id.into(),
+            },
+            &[],
+        )? {
             (Reply::ExecExit(exit), _) => Ok(exit),
             other => Err(unexpected(&other.0)),
         }
@@ -179,9 +209,20 @@ impl Client {
     /// Hands the descriptors back to a warden that was restarted, so that it learns how the container ended and reads what
     /// it wrote meanwhile. Call it for every container after connecting, before [`Client::list`].
     pub fn adopt(&self, id: &str, held: &Held) -> Result<(), Error> {
-        let fds: Vec<BorrowedFd<'_>> =
-            held.pidfd.iter().chain(&held.console).chain(&held.logs).map(AsFd::as_fd).collect();
-        self.done(Request::Adopt { id: id.into(), held: held.kinds() }, &fds)
+        let fds: Vec<BorrowedFd<'_>> = held
+            .pidfd
+            .iter()
+            .chain(&held.console)
+            .chain(&held.logs)
+            .map(AsFd::as_fd)
+            .collect();
+        self.done(
+            Request::Adopt {
+                id: id.into(),
+                held: held.kinds(),
+            },
+            &fds,
+        )
     }
 
     /// Opens a second connection that delivers every event from now on. To miss none: subscribe, then adopt, then list.
@@ -193,8 +234,14 @@ impl Client {
             Reply::Done => {}
             other => return Err(unexpected(&other)),
         }
-        stream.set_read_timeout(None).context(|| "preparing the event stream".into())?;
-        Ok(EventStream { stream, decoder, ended: false })
+        stream
+            .set_read_timeout(None)
+            .context(|| "preparing the event stream".into())?;
+        Ok(EventStream {
+            stream,
+            decoder,
+            ended: false,
+        })
     }
 
     /// Ends the warden and returns when it is gone; with `kill` it kills and deletes every container first, without they run
@@ -216,11 +263,7 @@ impl Client {
         }
     }
 
-    fn call(
-        &self,
-        request: Request,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(Reply, VecDeque<OwnedFd>), Error> {
+    fn call(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, VecDeque<OwnedFd>), Error> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let stream = match connection.take() {
             Some(stream) if wire::is_open(&stream) => stream,
@@ -247,7 +290,10 @@ pub struct EventStream {
 impl EventStream {
     /// A handle whose [`Stop::stop`] ends the iteration from another thread.
     pub fn stopper(&self) -> Result<Stop, Error> {
-        let stream = self.stream.try_clone().context(|| "duplicating the event stream".into())?;
+        let stream = self
+            .stream
+            .try_clone()
+            .context(|| "duplicating the event stream".into())?;
         Ok(Stop { stream })
     }
 }
@@ -289,7 +335,8 @@ fn open(dir: &Path) -> Result<UnixStream, Error> {
 }
 
 fn need(fds: &mut VecDeque<OwnedFd>) -> Result<OwnedFd, Error> {
-    fds.pop_front().ok_or_else(|| Error::Protocol("a descriptor that the reply announces is missing".into()))
+    fds.pop_front()
+        .ok_or_else(|| Error::Protocol("a descriptor that the reply announces is missing".into()))
 }
 
 fn take(announced: bool, fds: &mut VecDeque<OwnedFd>) -> Result<Option<OwnedFd>, Error> {

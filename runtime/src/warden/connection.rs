@@ -33,7 +33,13 @@ struct Waiting {
 impl Connection {
     pub(crate) fn new(stream: UnixStream) -> Result<Self, Error> {
         wire::set_nonblocking(&stream)?;
-        Ok(Self { stream, decoder: Decoder::default(), waiting: VecDeque::new(), waiting_bytes: 0, subscribed: false })
+        Ok(Self {
+            stream,
+            decoder: Decoder::default(),
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            subscribed: false,
+        })
     }
 
     /// Reads what has arrived. False: the client is gone.
@@ -41,7 +47,10 @@ impl Connection {
         match self.decoder.fill(&self.stream) {
             Ok(0) => false,
             Ok(_) => true,
-            Err(error) => matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted),
+            Err(error) => matches!(
+                error.kind(),
+                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+            ),
         }
     }
 

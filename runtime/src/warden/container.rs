@@ -49,7 +49,9 @@ pub(crate) struct Log {
 impl Log {
     /// Opens the log of a container whose pipes exist; `dir` is the container's directory.
     pub(crate) fn open(record: &Record, dir: &Path) -> Result<Option<Self>, Error> {
-        let Some(config) = record.log.clone() else { return Ok(None) };
+        let Some(config) = record.log.clone() else {
+            return Ok(None);
+        };
         let file = LogFile::open(config)?;
         let marks = Marks::open(&dir.join("consumed"))?;
         let pipes = if record.terminal {
@@ -63,7 +65,10 @@ impl Log {
 
     /// Continues where a killed warden stopped.
     pub(crate) fn skip_logged(&self, scratch: &mut Scratch) -> Result<(), Error> {
-        self.pipes.iter().flatten().try_for_each(|pipe| pipe.skip_logged(scratch, &self.file, &self.marks))
+        self.pipes
+            .iter()
+            .flatten()
+            .try_for_each(|pipe| pipe.skip_logged(scratch, &self.file, &self.marks))
     }
 }
 
@@ -76,23 +81,40 @@ pub(crate) enum Output {
 
 impl Container {
     pub(crate) fn new(record: Record, dir: PathBuf) -> Self {
-        Self { record, dir, pidfd: None, console: None, log: None, execs: BTreeMap::new() }
+        Self {
+            record,
+            dir,
+            pidfd: None,
+            console: None,
+            log: None,
+            execs: BTreeMap::new(),
+        }
     }
 
     /// Makes the container's pipes and opens its side of them.
     pub(crate) fn make_stdio(&self, stdin: bool) -> Result<Stdio, Error> {
-        let input = if stdin { make_fifo(&self.dir.join("stdin"))? } else { open_null()? };
+        let input = if stdin {
+            make_fifo(&self.dir.join("stdin"))?
+        } else {
+            open_null()?
+        };
         let output = |stream: Stream| match self.record.log {
             Some(_) => make_fifo(&self.dir.join(stream.name())),
             None => open_null(),
         };
-        Ok(Stdio { stdin: input, stdout: output(Stream::Stdout)?, stderr: output(Stream::Stderr)? })
+        Ok(Stdio {
+            stdin: input,
+            stdout: output(Stream::Stdout)?,
+            stderr: output(Stream::Stderr)?,
+        })
     }
 
     /// Logs at most one chunk from one of its outputs.
     pub(crate) fn pump(&mut self, output: Output, scratch: &mut Scratch) -> Result<Progress, Error> {
         let orphaned = self.record.exit.is_some();
-        let Some(log) = &mut self.log else { return Ok(Progress::Ended) };
+        let Some(log) = &mut self.log else {
+            return Ok(Progress::Ended);
+        };
         match output {
             Output::Pipe(index) => match &log.pipes[index] {
                 Some(pipe) => pipe.pump(scratch, &mut log.file, &log.marks, orphaned),
@@ -110,7 +132,12 @@ impl Container {
         let pipes = self.log.iter().flat_map(|log| log.pipes.iter().enumerate());
         let pipes = pipes.filter_map(|(index, pipe)| Some((Output::Pipe(index), pipe.as_ref()?.as_fd())));
         let logged = self.log.is_some();
-        pipes.chain(self.console.iter().filter(move |_| logged).map(|console| (Output::Console, console.as_fd())))
+        pipes.chain(
+            self.console
+                .iter()
+                .filter(move |_| logged)
+                .map(|console| (Output::Console, console.as_fd())),
+        )
     }
 
     /// The descriptor of an output that is open.
@@ -155,7 +182,9 @@ impl Container {
     pub(crate) fn forget_oldest_execs(&mut self) {
         while self.execs.values().filter(|exec| exec.exit.is_some()).count() > ENDED_EXECS_MAX {
             let ended = self.execs.iter().filter_map(|(name, exec)| Some((exec.exit?.at, name)));
-            let Some(oldest) = ended.min().map(|(_, name)| name.clone()) else { return };
+            let Some(oldest) = ended.min().map(|(_, name)| name.clone()) else {
+                return;
+            };
             self.execs.remove(&oldest);
         }
     }
@@ -180,12 +209,18 @@ fn pump_terminal(console: BorrowedFd<'_>, log: &mut LogFile, orphaned: bool) -> 
         // EIO: no process has the terminal open, for now or for good.
         Err(rustix::io::Errno::IO) if orphaned => return Ok(Progress::Ended),
         Err(rustix::io::Errno::IO | rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(Progress::Idle),
-        Err(errno) => return Err(Error::io(format!("reading the terminal for {}", log.path().display()), errno)),
+        Err(errno) => {
+            return Err(Error::io(
+                format!("reading the terminal for {}", log.path().display()),
+                errno,
+            ));
+        }
     };
     let stamp = cri::timestamp(log.next_stamp());
     let mut records = Vec::new();
     cri::format(&raw[..count], true, &stamp, Stream::Stdout, usize::MAX, &mut records);
-    log.append(&records).context(|| format!("logging to {}", log.path().display()))?;
+    log.append(&records)
+        .context(|| format!("logging to {}", log.path().display()))?;
     Ok(Progress::More)
 }
 

@@ -26,14 +26,7 @@ impl Stream {
 
 /// Appends the records of `raw` to `out` until `out` holds `limit` bytes or only an unfinished line is left; that is taken
 /// too, as a partial record, if `flush`. Returns how many bytes of `raw` are in the records.
-pub(crate) fn format(
-    raw: &[u8],
-    flush: bool,
-    stamp: &str,
-    stream: Stream,
-    limit: usize,
-    out: &mut Vec<u8>,
-) -> usize {
+pub(crate) fn format(raw: &[u8], flush: bool, stamp: &str, stream: Stream, limit: usize, out: &mut Vec<u8>) -> usize {
     let mut taken = 0;
     while out.len() < limit {
         let rest = &raw[taken..];
@@ -79,7 +72,11 @@ pub(crate) fn last_batch(tail: &[u8]) -> Option<Batch> {
             raw.push(b'\n');
         }
     }
-    Some(Batch { stamp: last.stamp.to_owned(), stream: last.stream, raw })
+    Some(Batch {
+        stamp: last.stamp.to_owned(),
+        stream: last.stream,
+        raw,
+    })
 }
 
 struct Record<'a> {
@@ -93,13 +90,20 @@ fn parse(line: &[u8]) -> Option<Record<'_>> {
     let mut parts = line.splitn(4, |&byte| byte == b' ');
     let stamp = std::str::from_utf8(parts.next()?).ok()?;
     let name = parts.next()?;
-    let stream = Stream::BOTH.into_iter().find(|stream| stream.name().as_bytes() == name)?;
+    let stream = Stream::BOTH
+        .into_iter()
+        .find(|stream| stream.name().as_bytes() == name)?;
     let full = match parts.next()? {
         b"F" => true,
         b"P" => false,
         _ => return None,
     };
-    Some(Record { stamp, stream, full, text: parts.next()? })
+    Some(Record {
+        stamp,
+        stream,
+        full,
+        text: parts.next()?,
+    })
 }
 
 /// RFC 3339 in UTC with nanoseconds, from nanoseconds since 1970.
@@ -119,19 +123,25 @@ pub(crate) fn timestamp(nanos: i64) -> String {
 
 /// The same as part of a file name that sorts by time.
 pub(crate) fn file_stamp(nanos: i64) -> String {
-    timestamp(nanos).replace(['-', ':'], "").replace('T', "-").replace('Z', "")
+    timestamp(nanos)
+        .replace(['-', ':'], "")
+        .replace('T', "-")
+        .replace('Z', "")
 }
 
 /// Year, month, day (Gregorian) of a time; from days since 1970, in 400-year eras that begin in March.
 fn civil(nanos: i64) -> (i64, i64, i64) {
     let days = nanos.div_euclid(86_400 * 1_000_000_000) + 719_468;
     let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
@@ -165,7 +175,10 @@ mod tests {
         let over = [vec![b'x'; LINE_MAX + 1], vec![b'\n']].concat();
         let (taken, text) = records(&over, false);
         assert_eq!(taken, LINE_MAX + 2);
-        assert_eq!(text.lines().map(|line| &line[..12]).collect::<Vec<_>>(), ["T stdout P x", "T stdout F x"]);
+        assert_eq!(
+            text.lines().map(|line| &line[..12]).collect::<Vec<_>>(),
+            ["T stdout P x", "T stdout F x"]
+        );
     }
 
     #[test]
@@ -181,14 +194,21 @@ mod tests {
         assert_eq!(timestamp(951_782_400_000_000_007), "2000-02-29T00:00:00.000000007Z");
         assert_eq!(timestamp(4_107_542_399_999_999_999), "2100-02-28T23:59:59.999999999Z");
         assert_eq!(timestamp(4_107_542_400_000_000_000), "2100-03-01T00:00:00.000000000Z");
-assert_eq!(file_stamp(951_782_400_000_000_007), "20000229-000000.000000007");
+        assert_eq!(file_stamp(951_782_400_000_000_007), "20000229-000000.000000007");
     }
 
     #[test]
     fn the_last_batch_is_told_from_the_one_before() {
         let log = b"alf of a record\nA stdout F one\nB stderr F two\nC stdout P thr\nC stdout F ee\n";
         let batch = last_batch(log).unwrap();
-        assert_eq!(batch, Batch { stamp: "C".into(), stream: Stream::Stdout, raw: b"three\n".to_vec() });
+        assert_eq!(
+            batch,
+            Batch {
+                stamp: "C".into(),
+                stream: Stream::Stdout,
+                raw: b"three\n".to_vec()
+            }
+        );
         assert_eq!(last_batch(b""), None);
         assert_eq!(last_batch(b"not a record\n"), None);
     }

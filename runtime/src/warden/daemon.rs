@@ -21,18 +21,22 @@ const MESSAGES_MAX: u64 = 1 << 20;
 /// Runs the warden of `dir` in the background; returns when it answers, or with the reason why it does not.
 /// If one runs already, that is success.
 pub fn main(dir: &Path) -> Result<(), Error> {
+    close_inherited();
     make_dir(dir)?;
     let dir = &fs::canonicalize(dir).context(|| format!("resolving {}", dir.display()))?;
     // Starters queue here, so that the second finds the first one's warden answering.
     let starting = open_lock(dir, "starting")?;
-    starting.lock().context(|| format!("locking {}/starting", dir.display()))?;
+    starting
+        .lock()
+        .context(|| format!("locking {}/starting", dir.display()))?;
     let lock = match lock(dir)? {
         Some(lock) => lock,
         None if Client::connect(dir).is_ok() => return Ok(()),
         // Held by one that is ending.
         None => {
             let lock = open_lock(dir, "lock")?;
-            lock.lock().context(|| format!("waiting for the former warden of {}", dir.display()))?;
+            lock.lock()
+                .context(|| format!("waiting for the former warden of {}", dir.display()))?;
             lock
         }
     };
@@ -51,12 +55,21 @@ pub fn main(dir: &Path) -> Result<(), Error> {
     }
 }
 
+/// What a starter left open by mistake would stay open for the warden's life.
+fn close_inherited() {
+    // SAFETY: nothing of this process has opened a descriptor above 2 that is still in use: it has only read its arguments.
+    let _ = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+}
+
 /// Starts the warden of `dir` unless one answers. Any number of callers at once end up with the same one.
 pub fn spawn(binary: &Path, dir: &Path) -> Result<(), Error> {
     if Client::connect(dir).is_ok() {
         return Ok(());
     }
-    let failed = |reason: String| Error::Start { binary: binary.to_owned(), reason };
+    let failed = |reason: String| Error::Start {
+        binary: binary.to_owned(),
+        reason,
+    };
     let output = Command::new(binary)
         .arg("warden")
         .arg("--dir")
@@ -70,7 +83,11 @@ pub fn spawn(binary: &Path, dir: &Path) -> Result<(), Error> {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
-    Err(failed(if text.trim().is_empty() { output.status.to_string() } else { text.trim().to_owned() }))
+    Err(failed(if text.trim().is_empty() {
+        output.status.to_string()
+    } else {
+        text.trim().to_owned()
+    }))
 }
 
 fn make_dir(dir: &Path) -> Result<(), Error> {
@@ -90,13 +107,20 @@ fn lock(dir: &Path) -> Result<Option<File>, Error> {
 
 fn open_lock(dir: &Path, name: &str) -> Result<File, Error> {
     let path = dir.join(name);
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
     file.context(|| format!("opening the lock {}", path.display()))
 }
 
 fn await_ready(ready: OwnedFd, dir: &Path) -> Result<(), Error> {
     let mut text = String::new();
-    File::from(ready).read_to_string(&mut text).context(|| "waiting for the warden".into())?;
+    File::from(ready)
+        .read_to_string(&mut text)
+        .context(|| "waiting for the warden".into())?;
     match text.strip_prefix("ready") {
         Some(_) => Ok(()),
         None if text.is_empty() => {
@@ -140,18 +164,33 @@ fn detach(dir: &Path) -> Result<(), Error> {
     // Needs CAP_SYS_RESOURCE; without it the warden is as mortal as others.
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     let files = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: files.maximum,
+            ..files
+        },
+    );
     redirect_streams(dir)
 }
 
 fn redirect_streams(dir: &Path) -> Result<(), Error> {
     let path = dir.join("warden.log");
     let what = || format!("opening {}", path.display());
-    let messages = OpenOptions::new().append(true).create(true).mode(0o600).open(&path).context(what)?;
+    let messages = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)
+        .context(what)?;
     if messages.metadata().is_ok_and(|metadata| metadata.len() > MESSAGES_MAX) {
         messages.set_len(0).context(what)?;
     }
-    let null = File::options().read(true).write(true).open("/dev/null").context(|| "opening /dev/null".into())?;
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .context(|| "opening /dev/null".into())?;
     rustix::stdio::dup2_stdin(null.as_fd()).context(what)?;
     rustix::stdio::dup2_stdout(null.as_fd()).context(what)?;
     rustix::stdio::dup2_stderr(messages.as_fd()).context(what)

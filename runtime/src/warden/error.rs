@@ -62,21 +62,39 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn io(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self::Io { what: what.into(), source: source.into() }
+        Self::Io {
+            what: what.into(),
+            source: source.into(),
+        }
     }
 
     pub(crate) fn refused(kind: Refusal, message: impl Into<String>) -> Self {
-        Self::Refused { kind, message: message.into() }
+        Self::Refused {
+            kind,
+            message: message.into(),
+        }
     }
 
     /// Whether the container or exec named in the request does not exist.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Refused { kind: Refusal::NotFound, .. })
+        matches!(
+            self,
+            Self::Refused {
+                kind: Refusal::NotFound,
+                ..
+            }
+        )
     }
 
     /// Whether the name in the request is taken.
     pub fn is_already_exists(&self) -> bool {
-        matches!(self, Self::Refused { kind: Refusal::AlreadyExists, .. })
+        matches!(
+            self,
+            Self::Refused {
+                kind: Refusal::AlreadyExists,
+                ..
+            }
+        )
     }
 
     /// Whether the warden is gone or does not answer: spawn it and connect again.

@@ -20,15 +20,30 @@ pub(crate) fn now() -> i64 {
 pub(crate) fn from_wait_status(status: i32, oom_killed: bool, at: i64) -> Exit {
     let signal = status & 0x7f;
     if signal == 0 {
-        Exit { code: Some((status >> 8) & 0xff), signal: None, oom_killed, at }
+        Exit {
+            code: Some((status >> 8) & 0xff),
+            signal: None,
+            oom_killed,
+            at,
+        }
     } else {
-        Exit { code: None, signal: Some(signal), oom_killed, at }
+        Exit {
+            code: None,
+            signal: Some(signal),
+            oom_killed,
+            at,
+        }
     }
 }
 
 /// An exit nobody saw.
 pub(crate) fn unknown(oom_killed: bool, at: i64) -> Exit {
-    Exit { code: None, signal: None, oom_killed, at }
+    Exit {
+        code: None,
+        signal: None,
+        oom_killed,
+        at,
+    }
 }
 
 /// How a process that is not our child ended, if it ended and the kernel still tells; needs Linux 6.15 and a pidfd that was
@@ -41,7 +56,11 @@ pub fn exit_of(pidfd: impl AsFd) -> Option<Exit> {
 /// The wait status of an ended stranger: from its pidfd once it is reaped, from /proc while it is a zombie.
 pub(crate) fn status_of_stranger(pidfd: BorrowedFd<'_>, pid: i32, start_time: u64) -> Option<i32> {
     wait_status(pidfd)
-        .or_else(|| Stat::read(pid).filter(|stat| stat.start_time == start_time)?.zombie_status())
+        .or_else(|| {
+            Stat::read(pid)
+                .filter(|stat| stat.start_time == start_time)?
+                .zombie_status()
+        })
         // Reaped between the two looks.
         .or_else(|| wait_status(pidfd))
 }
@@ -101,7 +120,10 @@ const _: () = assert!(size_of::<PidfdInfo>() == 64);
 const PIDFD_GET_INFO: libc::c_ulong = (3 << 30) | (64 << 16) | (0xFF << 8) | 11;
 
 fn wait_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    let mut info = PidfdInfo {
+        mask: PIDFD_INFO_EXIT,
+        ..PidfdInfo::default()
+    };
     // SAFETY: the ioctl writes at most the 64 bytes its number names, into a struct of that size.
     let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &mut info) };
     (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
@@ -118,7 +140,10 @@ mod tests {
         let exit = |status| from_wait_status(status, false, 1);
         assert_eq!(exit(0).code, Some(0));
         assert_eq!(exit(42 << 8).status(), Some(42));
-        assert_eq!((exit(9).code, exit(9).signal, exit(9).status()), (None, Some(9), Some(137)));
+        assert_eq!(
+            (exit(9).code, exit(9).signal, exit(9).status()),
+            (None, Some(9), Some(137))
+        );
         assert_eq!(exit(11 | 0x80).status(), Some(139));
         assert_eq!(unknown(false, 1).status(), None);
     }
@@ -130,23 +155,41 @@ mod tests {
             line.push_str(&format!(" {field}"));
         }
         let stat = Stat::parse(&line).unwrap();
-        assert_eq!(stat, Stat { state: 'Z', start_time: 22, exit_code: Some(52) });
+        assert_eq!(
+            stat,
+            Stat {
+                state: 'Z',
+                start_time: 22,
+                exit_code: Some(52)
+            }
+        );
         assert_eq!(Stat::parse("7 (short) R 1"), None);
         assert_eq!(Stat::parse(""), None);
     }
 
     #[test]
     fn a_stranger_tells_its_exit_as_zombie_and_after_it_was_reaped() {
-        let mut child = Command::new("/bin/sh").args(["-c", "read x; exit 7"]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "read x; exit 7"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
         let pid = child.id() as i32;
         let started = Stat::read(pid).unwrap().start_time;
         let pidfd = open_pidfd(pid, started).unwrap();
-        assert!(open_pidfd(pid, started + 1).is_none(), "another process of the same pid");
+        assert!(
+            open_pidfd(pid, started + 1).is_none(),
+            "another process of the same pid"
+        );
         assert_eq!(status_of_stranger(pidfd.as_fd(), pid, started), None, "alive");
         drop(child.stdin.take());
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
         poll(&mut fds, None).unwrap();
-        assert_eq!(status_of_stranger(pidfd.as_fd(), pid, started), Some(7 << 8), "as a zombie");
+        assert_eq!(
+            status_of_stranger(pidfd.as_fd(), pid, started),
+            Some(7 << 8),
+            "as a zombie"
+        );
         child.wait().unwrap();
         assert_eq!(exit_of(&pidfd).unwrap().code, Some(7), "after it was reaped");
     }

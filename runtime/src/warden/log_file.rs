@@ -30,9 +30,15 @@ pub(crate) struct LogFile {
 impl LogFile {
     /// Opens or creates the file, and cuts off a record that a killed warden left torn.
     pub(crate) fn open(config: LogConfig) -> Result<Self, Error> {
-        let mut log = Self { config, file: None, size: 0, last_stamp: 0 };
+        let mut log = Self {
+            config,
+            file: None,
+            size: 0,
+            last_stamp: 0,
+        };
         log.reopen()?;
-        log.cut_torn_record().context(|| format!("repairing the log file {}", log.config.path.display()))?;
+        log.cut_torn_record()
+            .context(|| format!("repairing the log file {}", log.config.path.display()))?;
         log.remove_surplus();
         Ok(log)
     }
@@ -113,9 +119,14 @@ impl LogFile {
 
     fn cut_torn_record(&mut self) -> io::Result<()> {
         let tail = self.tail()?;
-        let whole = tail.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
+        let whole = tail
+            .iter()
+            .rposition(|&byte| byte == b'\n')
+            .map_or(0, |newline| newline + 1);
         let torn = (tail.len() - whole) as u64;
-        let Some(size) = self.size.checked_sub(torn) else { return Ok(()) };
+        let Some(size) = self.size.checked_sub(torn) else {
+            return Ok(());
+        };
         if let (Some(file), 1..) = (&self.file, torn) {
             file.set_len(size)?;
             self.size = size;
@@ -144,7 +155,9 @@ pub fn rotated_files(path: &Path) -> Vec<PathBuf> {
     };
     let is_rotated = |entry: &str| {
         let suffix = entry.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
-        suffix.is_some_and(|stamp| stamp.len() == 25 && stamp.bytes().all(|b| b.is_ascii_digit() || b == b'-' || b == b'.'))
+        suffix.is_some_and(|stamp| {
+            stamp.len() == 25 && stamp.bytes().all(|b| b.is_ascii_digit() || b == b'-' || b == b'.')
+        })
     };
     let mut rotated: Vec<PathBuf> = fs::read_dir(parent)
         .into_iter()
@@ -173,13 +186,20 @@ mod tests {
     use super::*;
 
     fn config(dir: &Path, max_bytes: u64, max_files: u32) -> LogConfig {
-        LogConfig { path: dir.join("pod/0.log"), max_bytes, max_files }
+        LogConfig {
+            path: dir.join("pod/0.log"),
+            max_bytes,
+            max_files,
+        }
     }
 
     fn everything(path: &Path) -> String {
         let mut files = rotated_files(path);
         files.push(path.to_owned());
-        files.iter().map(|file| fs::read_to_string(file).unwrap_or_default()).collect()
+        files
+            .iter()
+            .map(|file| fs::read_to_string(file).unwrap_or_default())
+            .collect()
     }
 
     #[test]
@@ -194,7 +214,11 @@ mod tests {
         for batch in ["ffff\n", "gggg\n", "hhhh\n"] {
             log.append(batch.as_bytes()).unwrap();
         }
-        assert_eq!(everything(&config.path), "cccc\ndddd\neeee\nffff\ngggg\nhhhh\n", "three files are kept");
+        assert_eq!(
+            everything(&config.path),
+            "cccc\ndddd\neeee\nffff\ngggg\nhhhh\n",
+            "three files are kept"
+        );
     }
 
     #[test]
@@ -215,7 +239,10 @@ mod tests {
     fn a_torn_record_is_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), 0, 1);
-        LogFile::open(config.clone()).unwrap().append(b"T stdout F whole\nT stdout F to").unwrap();
+        LogFile::open(config.clone())
+            .unwrap()
+            .append(b"T stdout F whole\nT stdout F to")
+            .unwrap();
         let log = LogFile::open(config.clone()).unwrap();
         assert_eq!(everything(&config.path), "T stdout F whole\n");
         assert_eq!(log.last_batch().unwrap().raw, b"whole\n");

@@ -26,7 +26,9 @@ pub(crate) fn was_killed(cgroup: &Path) -> bool {
 
 fn counts_a_kill(events: &str) -> bool {
     let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    count.and_then(|count| count.trim().parse::<u64>().ok()).is_some_and(|count| count > 0)
+    count
+        .and_then(|count| count.trim().parse::<u64>().ok())
+        .is_some_and(|count| count > 0)
 }
 
 #[cfg(test)]
@@ -35,7 +37,9 @@ mod tests {
 
     #[test]
     fn only_a_kill_counts() {
-        assert!(counts_a_kill("low 0\nhigh 0\nmax 9\noom 3\noom_kill 1\noom_group_kill 0\n"));
+        assert!(counts_a_kill(
+            "low 0\nhigh 0\nmax 9\noom 3\noom_kill 1\noom_group_kill 0\n"
+        ));
         assert!(!counts_a_kill("low 0\nhigh 0\nmax 9\noom 3\noom_kill 0\n"));
         assert!(!counts_a_kill(""));
     }
@@ -44,7 +48,10 @@ mod tests {
     fn the_mount_is_found_by_its_type() {
         let line = "31 24 0:26 / /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 cgroup2 rw";
         assert_eq!(cgroup2_mount(line), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(cgroup2_mount("32 24 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"), None);
+        assert_eq!(
+            cgroup2_mount("32 24 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"),
+            None
+        );
         assert_eq!(cgroup2_mount("31 24 0:26 /a /b rw - cgroup2 cgroup2 rw"), None);
     }
 }

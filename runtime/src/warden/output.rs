@@ -43,11 +43,17 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new() -> Result<Self, Error> {
-        let (copy_out, copy_in) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-            .context(|| "making the warden's own pipe".into())?;
+        let (copy_out, copy_in) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).context(|| "making the warden's own pipe".into())?;
         let null = open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
             .context(|| "opening /dev/null".into())?;
-        Ok(Self { copy_in, copy_out, null, raw: Vec::new(), records: Vec::new() })
+        Ok(Self {
+            copy_in,
+            copy_out,
+            null,
+            raw: Vec::new(),
+            records: Vec::new(),
+        })
     }
 
     /// Copies what is in a pipe without consuming it. None: empty now; Some(0): empty for good.
@@ -101,8 +107,8 @@ impl OutputPipe {
     /// Opens the FIFO without waiting for a writer.
     pub(crate) fn open(path: &Path, stream: Stream) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fifo = open(path, flags, Mode::empty())
-            .context(|| format!("opening the output pipe {}", path.display()))?;
+        let fifo =
+            open(path, flags, Mode::empty()).context(|| format!("opening the output pipe {}", path.display()))?;
         Ok(Self { fifo, stream })
     }
 
@@ -142,13 +148,19 @@ impl OutputPipe {
 
     /// Skips what a killed warden had logged but not consumed.
     pub(crate) fn skip_logged(&self, scratch: &mut Scratch, log: &LogFile, marks: &Marks) -> Result<(), Error> {
-        let Some(batch) = log.last_batch().filter(|batch| batch.stream == self.stream) else { return Ok(()) };
-        let consumed = marks.get(self.stream).is_some_and(|stamp| cri::timestamp(stamp) == batch.stamp);
+        let Some(batch) = log.last_batch().filter(|batch| batch.stream == self.stream) else {
+            return Ok(());
+        };
+        let consumed = marks
+            .get(self.stream)
+            .is_some_and(|stamp| cri::timestamp(stamp) == batch.stamp);
         if consumed {
             return Ok(());
         }
         let what = || format!("continuing {}", log.path().display());
-        let Some(peeked) = scratch.peek(self.fifo.as_fd()).context(what)? else { return Ok(()) };
+        let Some(peeked) = scratch.peek(self.fifo.as_fd()).context(what)? else {
+            return Ok(());
+        };
         if scratch.raw[..peeked.count].starts_with(&batch.raw) {
             scratch.consume(self.fifo.as_fd(), batch.raw.len()).context(what)?;
         }
@@ -174,8 +186,15 @@ pub(crate) struct Marks {
 
 impl Marks {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        Ok(Self { file: file.context(|| format!("opening {}", path.display()))? })
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
+        Ok(Self {
+            file: file.context(|| format!("opening {}", path.display()))?,
+        })
     }
 
     fn get(&self, stream: Stream) -> Option<i64> {
@@ -225,7 +244,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("stdout");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let config = LogConfig { path: dir.path().join("0.log"), max_bytes: 0, max_files: 1 };
+        let config = LogConfig {
+            path: dir.path().join("0.log"),
+            max_bytes: 0,
+            max_files: 1,
+        };
         let pipe = OutputPipe::open(&fifo, Stream::Stdout).unwrap();
         let writer = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
         Fixture {
@@ -242,19 +265,25 @@ mod tests {
 
     impl Fixture {
         fn pump(&mut self) -> Progress {
-            self.pipe.pump(&mut self.scratch, &mut self.log, &self.marks, false).unwrap()
+            self.pipe
+                .pump(&mut self.scratch, &mut self.log, &self.marks, false)
+                .unwrap()
         }
 
         fn texts(&self) -> Vec<String> {
             let log = std::fs::read_to_string(&self.config.path).unwrap();
-            log.lines().map(|line| line.split_once(" stdout ").unwrap().1.to_owned()).collect()
+            log.lines()
+                .map(|line| line.split_once(" stdout ").unwrap().1.to_owned())
+                .collect()
         }
 
         /// What a new warden does.
         fn restart(&mut self) {
             self.log = LogFile::open(self.config.clone()).unwrap();
             self.pipe = OutputPipe::open(&self.fifo, Stream::Stdout).unwrap();
-            self.pipe.skip_logged(&mut self.scratch, &self.log, &self.marks).unwrap();
+            self.pipe
+                .skip_logged(&mut self.scratch, &self.log, &self.marks)
+                .unwrap();
         }
     }
 
@@ -287,7 +316,9 @@ mod tests {
         let mut f = fixture();
         f.writer.write_all(b"same\nsame\n").unwrap();
         // A warden that dies right after the write: logged, neither consumed nor marked.
-        f.log.append(format!("{} stdout F same\n", cri::timestamp(5)).as_bytes()).unwrap();
+        f.log
+            .append(format!("{} stdout F same\n", cri::timestamp(5)).as_bytes())
+            .unwrap();
         f.restart();
         while f.pump() == Progress::More {}
         assert_eq!(f.texts(), ["F same", "F same"]);
@@ -309,7 +340,9 @@ mod tests {
         let mut f = fixture();
         f.writer.write_all(b"one\ntwo\n").unwrap();
         let stamp = cri::timestamp(5);
-        f.log.append(format!("{stamp} stdout F one\n{stamp} stdout F t").as_bytes()).unwrap();
+        f.log
+            .append(format!("{stamp} stdout F one\n{stamp} stdout F t").as_bytes())
+            .unwrap();
         f.restart();
         while f.pump() == Progress::More {}
         assert_eq!(f.texts(), ["F one", "F two"]);
@@ -319,7 +352,10 @@ mod tests {
     fn a_refused_write_leaves_the_output_in_the_pipe() {
         let mut f = fixture();
         f.writer.write_all(b"precious\n").unwrap();
-        let full = LogConfig { path: "/dev/full".into(), ..f.config.clone() };
+        let full = LogConfig {
+            path: "/dev/full".into(),
+            ..f.config.clone()
+        };
         let mut log = LogFile::open(full).unwrap();
         assert!(f.pipe.pump(&mut f.scratch, &mut log, &f.marks, false).is_err());
         f.pump();

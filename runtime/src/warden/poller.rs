@@ -42,14 +42,24 @@ pub(crate) struct Poller {
 impl Poller {
     pub(crate) fn new() -> Result<Self, Error> {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC).context(|| "making an epoll set".into())?;
-        Ok(Self { poll, sources: BTreeMap::new(), next_token: 0 })
+        Ok(Self {
+            poll,
+            sources: BTreeMap::new(),
+            next_token: 0,
+        })
     }
 
     pub(crate) fn wait(&self, timeout: Option<&Timespec>) -> Result<Vec<(u64, Flags)>, Error> {
-        let none = epoll::Event { flags: Flags::empty(), data: epoll::EventData::new_u64(0) };
+        let none = epoll::Event {
+            flags: Flags::empty(),
+            data: epoll::EventData::new_u64(0),
+        };
         let mut events = [none; 64];
         match epoll::wait(&self.poll, &mut events[..], timeout) {
-            Ok(count) => Ok(events[..count].iter().map(|event| (event.data.u64(), event.flags)).collect()),
+            Ok(count) => Ok(events[..count]
+                .iter()
+                .map(|event| (event.data.u64(), event.flags))
+                .collect()),
             Err(rustix::io::Errno::INTR) => Ok(Vec::new()),
             Err(errno) => Err(Error::io("waiting for events", errno)),
         }
@@ -88,6 +98,7 @@ impl Poller {
     /// Stops waiting for the end of a container that has ended.
     pub(crate) fn remove_stranger(&mut self, id: &str, pidfd: impl AsFd) {
         let _ = epoll::delete(&self.poll, pidfd);
-        self.sources.retain(|_, source| !matches!(source, Source::Stranger(of) if **of == *id));
+        self.sources
+            .retain(|_, source| !matches!(source, Source::Stranger(of) if **of == *id));
     }
 }

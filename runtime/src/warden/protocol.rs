@@ -147,12 +147,23 @@ pub(crate) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
     Done,
-    Created { pid: i32, start_time: u64, held: HeldKinds },
-    ExecStarted { pid: i32, start_time: u64, streams: StreamKinds },
+    Created {
+        pid: i32,
+        start_time: u64,
+        held: HeldKinds,
+    },
+    ExecStarted {
+        pid: i32,
+        start_time: u64,
+        streams: StreamKinds,
+    },
     ExecExit(Option<Exit>),
     Containers(Vec<ContainerInfo>),
     Held(HeldKinds),
-    Refused { kind: Refusal, message: String },
+    Refused {
+        kind: Refusal,
+        message: String,
+    },
 }
 
 /// Which descriptors of `Held` follow, in this order: pidfd, console, logs.

@@ -38,7 +38,14 @@ pub(crate) struct Process {
 
 impl Record {
     pub(crate) fn new(request: CreateRequest, oom_score_adj: i32, created_at: i64) -> Self {
-        let CreateRequest { id, bundle, log, stdin: _, terminal, labels } = request;
+        let CreateRequest {
+            id,
+            bundle,
+            log,
+            stdin: _,
+            terminal,
+            labels,
+        } = request;
         Self {
             id,
             bundle,
@@ -100,7 +107,9 @@ pub(crate) fn load_all(containers: &Path) -> Result<Left, Error> {
     let what = || format!("reading {}", containers.display());
     for entry in fs::read_dir(containers).context(what)? {
         let entry = entry.context(what)?;
-        let Ok(id) = entry.file_name().into_string() else { continue };
+        let Ok(id) = entry.file_name().into_string() else {
+            continue;
+        };
         match Record::load(&entry.path()) {
             Some(record) if record.id == id => left.records.push(record),
             _ => left.unreadable.push(id),
@@ -113,7 +122,8 @@ pub(crate) fn load_all(containers: &Path) -> Result<Left, Error> {
 pub(crate) fn check_id(id: &str) -> Result<(), Error> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.+".contains(&byte);
     if id.is_empty() || id.len() > 200 || id.starts_with('.') || !id.bytes().all(good) {
-        let message = format!("{id:?} is no container id: 1 to 200 letters, digits and _ - . +, not starting with a dot");
+        let message =
+            format!("{id:?} is no container id: 1 to 200 letters, digits and _ - . +, not starting with a dot");
         return Err(Error::refused(Refusal::Invalid, message));
     }
     Ok(())
@@ -149,7 +159,10 @@ mod tests {
         record("a").save(&dir.path().join("other")).unwrap();
         let mut left = load_all(dir.path()).unwrap();
         left.unreadable.sort();
-        assert_eq!((left.records, left.unreadable), (vec![a], vec!["other".to_owned(), "torn".into()]));
+        assert_eq!(
+            (left.records, left.unreadable),
+            (vec![a], vec!["other".to_owned(), "torn".into()])
+        );
     }
 
     #[test]
@@ -158,7 +171,12 @@ mod tests {
         assert_eq!(r.info().state, ContainerState::Created);
         r.started_at = Some(2);
         assert_eq!(r.info().state, ContainerState::Running);
-        let exit = Exit { code: Some(3), signal: None, oom_killed: false, at: 4 };
+        let exit = Exit {
+            code: Some(3),
+            signal: None,
+            oom_killed: false,
+            at: 4,
+        };
         r.exit = Some(exit);
         assert_eq!(r.info().state, ContainerState::Exited(exit));
     }

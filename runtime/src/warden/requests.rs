@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -16,6 +17,9 @@ use super::record::{Process, Record, check_id};
 use super::server::{Owner, Warden, complain, with_signals_unblocked};
 use super::{containers_dir, runtime_root};
 use crate::container as runtime;
+
+/// Longest wait for a process that was killed: one in an uninterruptible sleep must not hold up the others.
+const KILLED_WAIT: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 type Answer = Result<(Reply, Vec<OwnedFd>), Error>;
 
@@ -31,7 +35,10 @@ impl Warden {
             Request::Exec(request) => self.exec(*request),
             Request::KillExec { id, exec_id, signal } => self.kill_exec(&id, &exec_id, signal).map(done),
             Request::ExecExit { id, exec_id } => self.exec_exit(&id, &exec_id),
-            Request::List => Ok((Reply::Containers(self.containers.values().map(|c| c.record.info()).collect()), Vec::new())),
+            Request::List => Ok((
+                Reply::Containers(self.containers.values().map(|c| c.record.info()).collect()),
+                Vec::new(),
+            )),
             Request::ReopenLog { id } => self.reopen_log(&id).map(done),
             Request::Hold { id } => self.hold(&id),
             Request::Adopt { id, held } => self.adopt(&id, held, fds).map(done),
@@ -45,7 +52,13 @@ impl Warden {
                 Error::Refused { kind, .. } => *kind,
                 _ => Refusal::Failed,
             };
-            (Reply::Refused { kind, message: error.to_string() }, Vec::new())
+            (
+                Reply::Refused {
+                    kind,
+                    message: error.to_string(),
+                },
+                Vec::new(),
+            )
         })
     }
 
@@ -57,7 +70,10 @@ impl Warden {
     fn create(&mut self, request: CreateRequest) -> Answer {
         check_id(&request.id)?;
         if self.containers.contains_key(&request.id) {
-            return Err(Error::refused(Refusal::AlreadyExists, format!("a container {} exists", request.id)));
+            return Err(Error::refused(
+                Refusal::AlreadyExists,
+                format!("a container {} exists", request.id),
+            ));
         }
         let id = request.id.clone();
         let dir = containers_dir(&self.dir).join(&id);
@@ -77,20 +93,35 @@ impl Warden {
         fs::create_dir(dir).context(|| format!("making {}", dir.display()))?;
         let mut container = Container::new(Record::new(request, oom_score_adj, exit::now()), dir.to_owned());
         container.record.save(dir)?;
-        let stdio = if container.record.terminal { None } else { Some(container.make_stdio(stdin)?) };
+        let stdio = if container.record.terminal {
+            None
+        } else {
+            Some(container.make_stdio(stdin)?)
+        };
         // Our ends are open before the container's, so that nothing it writes can be lost.
         container.log = Log::open(&container.record, dir)?;
         let root = runtime_root(&self.dir);
         let mut options = runtime::CreateOptions::new(&root, &id, &container.record.bundle);
         options.stdio = stdio;
         let created = with_signals_unblocked(|| runtime::create(options)).map_err(refusal)?;
-        let runtime::Created { pid, pidfd, start_time, console } = created;
+        let runtime::Created {
+            pid,
+            pidfd,
+            start_time,
+            console,
+        } = created;
         set_oom_score_adj(pid, oom_score_adj);
         container.record.process = Some(Process { pid, start_time });
         container.record.cgroup = oom::cgroup_of(pid);
         container.pidfd = Some(pidfd);
         container.console = console.map(nonblocking).transpose()?;
-        self.children.insert(pid, Owner { id: id.clone(), exec_id: None });
+        self.children.insert(
+            pid,
+            Owner {
+                id: id.clone(),
+                exec_id: None,
+            },
+        );
         let saved = container.record.save(dir);
         self.containers.insert(id.clone(), container);
         if let Err(error) = saved.and_then(|()| self.watch_outputs(&id)) {
@@ -147,6 +178,9 @@ impl Warden {
             Err(error) if !force => return Err(error),
             _ => {}
         }
+        if force {
+            self.kill_and_reap(id);
+        }
         match with_signals_unblocked(|| runtime::delete(&root, id, force)) {
             Err(error) if error.kind() != runtime::Kind::NotFound => return Err(refusal(error)),
             _ => {}
@@ -157,15 +191,48 @@ impl Warden {
         container::remove_dir(&containers_dir(&self.dir).join(id))
     }
 
+    /// Kills a container and collects its processes that are our children. An exec's process lives in the container's pid
+    /// namespace, whose init does not end before all others are reaped: who waits for the init must have done that.
+    fn kill_and_reap(&mut self, id: &str) {
+        let _ = runtime::kill(&runtime_root(&self.dir), id, libc::SIGKILL, true);
+        let Some(container) = self.containers.get(id) else {
+            return;
+        };
+        let execs = container
+            .execs
+            .values()
+            .filter(|exec| exec.exit.is_none())
+            .map(|exec| &exec.pidfd);
+        let init = container.pidfd.iter().filter(|_| container.record.exit.is_none());
+        let pidfds: Vec<OwnedFd> = execs.chain(init).filter_map(|pidfd| pidfd.try_clone().ok()).collect();
+        for pidfd in pidfds {
+            let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+            let _ = poll(&mut fds, Some(&KILLED_WAIT));
+            self.reap();
+        }
+    }
+
     fn exec(&mut self, request: ExecRequest) -> Answer {
-        let ExecRequest { id, exec_id, mut process, terminal, stdin } = request;
+        let ExecRequest {
+            id,
+            exec_id,
+            mut process,
+            terminal,
+            stdin,
+        } = request;
         check_id(&exec_id)?;
         let container = self.get(&id)?;
         if container.execs.contains_key(&exec_id) {
-            return Err(Error::refused(Refusal::AlreadyExists, format!("container {id} has an exec {exec_id}")));
+            return Err(Error::refused(
+                Refusal::AlreadyExists,
+                format!("container {id} has an exec {exec_id}"),
+            ));
         }
         if container.record.exit.is_some() {
-            return Err(Error::refused(Refusal::Conflict, format!("container {id} has ended: nothing can run in it")));
+            return Err(Error::refused(
+                Refusal::Conflict,
+                format!("container {id} has ended: nothing can run in it"),
+            ));
         }
         if process.oom_score_adj().is_none() {
             process.set_oom_score_adj(Some(container.record.oom_score_adj));
@@ -178,14 +245,38 @@ impl Warden {
         }
         let root = runtime_root(&self.dir);
         let started = with_signals_unblocked(|| runtime::exec(&root, &id, options)).map_err(refusal)?;
-        let runtime::Created { pid, pidfd, start_time, console } = started;
-        let duplicate = pidfd.try_clone().context(|| format!("duplicating the pidfd of exec {exec_id}"))?;
-        self.children.insert(pid, Owner { id: id.clone(), exec_id: Some(exec_id.clone()) });
-        let exec = Exec { process: Process { pid, start_time }, pidfd, exit: None };
+        let runtime::Created {
+            pid,
+            pidfd,
+            start_time,
+            console,
+        } = started;
+        let duplicate = pidfd
+            .try_clone()
+            .context(|| format!("duplicating the pidfd of exec {exec_id}"))?;
+        self.children.insert(
+            pid,
+            Owner {
+                id: id.clone(),
+                exec_id: Some(exec_id.clone()),
+            },
+        );
+        let exec = Exec {
+            process: Process { pid, start_time },
+            pidfd,
+            exit: None,
+        };
         self.get(&id)?.execs.insert(exec_id, exec);
         let kinds = streams.kinds(console.is_some());
         let fds = [Some(duplicate), streams.stdin, streams.stdout, streams.stderr, console];
-        Ok((Reply::ExecStarted { pid, start_time, streams: kinds }, fds.into_iter().flatten().collect()))
+        Ok((
+            Reply::ExecStarted {
+                pid,
+                start_time,
+                streams: kinds,
+            },
+            fds.into_iter().flatten().collect(),
+        ))
     }
 
     fn get_exec(&mut self, id: &str, exec_id: &str) -> Result<&mut Exec, Error> {
@@ -221,7 +312,11 @@ impl Warden {
     }
 
     fn shutdown(&mut self, kill: bool) -> Result<(), Error> {
-        let ids: Vec<String> = if kill { self.containers.keys().cloned().collect() } else { Vec::new() };
+        let ids: Vec<String> = if kill {
+            self.containers.keys().cloned().collect()
+        } else {
+            Vec::new()
+        };
         for id in ids {
             self.delete(&id, true)?;
         }
@@ -251,7 +346,11 @@ impl Streams {
         };
         let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
         (self.stdout, self.stderr) = (Some(out_read), Some(err_read));
-        Ok(runtime::Stdio { stdin: input, stdout: out_write, stderr: err_write })
+        Ok(runtime::Stdio {
+            stdin: input,
+            stdout: out_write,
+            stderr: err_write,
+        })
     }
 
     fn kinds(&self, console: bool) -> StreamKinds {
@@ -272,7 +371,9 @@ pub(super) fn nonblocking(fd: OwnedFd) -> Result<OwnedFd, Error> {
 /// Without a value in the spec the container would keep the warden's own.
 fn set_oom_score_adj(pid: i32, value: i32) {
     let path = format!("/proc/{pid}/oom_score_adj");
-    let current = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    let current = fs::read_to_string(&path)
+        .ok()
+        .and_then(|text| text.trim().parse::<i32>().ok());
     if current.is_some_and(|current| current < value) {
         let _ = fs::write(path, value.to_string());
     }

@@ -149,7 +149,9 @@ impl Warden {
     }
 
     fn serve(&mut self, token: u64, flags: Flags) {
-        let Some(mut client) = self.clients.remove(&token) else { return };
+        let Some(mut client) = self.clients.remove(&token) else {
+            return;
+        };
         let mut alive = !flags.intersects(Flags::IN | Flags::HUP) || client.fill();
         while alive {
             match client.next::<Request>() {
@@ -188,9 +190,16 @@ impl Warden {
 
     pub(super) fn publish(&mut self, event: &Event) {
         let subscribed = |client: &Connection| client.subscribed;
-        let tokens: Vec<u64> = self.clients.iter().filter(|(_, c)| subscribed(c)).map(|(&token, _)| token).collect();
+        let tokens: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, c)| subscribed(c))
+            .map(|(&token, _)| token)
+            .collect();
         for token in tokens {
-            let Some(mut client) = self.clients.remove(&token) else { continue };
+            let Some(mut client) = self.clients.remove(&token) else {
+                continue;
+            };
             match client.push(event, Vec::new()) {
                 Ok(()) => self.flush(token, client),
                 Err(_) => self.poller.remove(token, &client),
@@ -225,12 +234,17 @@ impl Warden {
     }
 
     fn was_oom_killed(&self, id: &str) -> bool {
-        let cgroup = self.containers.get(id).and_then(|container| container.record.cgroup.as_deref());
+        let cgroup = self
+            .containers
+            .get(id)
+            .and_then(|container| container.record.cgroup.as_deref());
         cgroup.is_some_and(oom::was_killed)
     }
 
     fn exec_ended(&mut self, id: &str, exec_id: &str, exit: Exit) {
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         if let Some(exec) = container.execs.get_mut(exec_id) {
             exec.exit = Some(exit);
         }
@@ -239,7 +253,9 @@ impl Warden {
 
     fn container_ended(&mut self, id: &str, exit: Exit) {
         self.kill_remaining(id);
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         container.record.exit = Some(exit);
         if let Err(error) = container.drain(&mut self.scratch) {
             complain(&format!("logging the last output of {id}"), &error);
@@ -250,20 +266,32 @@ impl Warden {
     }
 
     fn stranger_ended(&mut self, id: &str) {
-        let Some(container) = self.containers.get(id) else { return };
+        let Some(container) = self.containers.get(id) else {
+            return;
+        };
         let (Some(pidfd), Some(Process { pid, start_time })) = (&container.pidfd, container.record.process) else {
             return;
         };
         let status = exit::status_of_stranger(pidfd.as_fd(), pid, start_time);
         self.poller.remove_stranger(id, pidfd);
-        self.ended(&Owner { id: id.to_owned(), exec_id: None }, status);
+        self.ended(
+            &Owner {
+                id: id.to_owned(),
+                exec_id: None,
+            },
+            status,
+        );
     }
 
     fn pump_busy(&mut self) {
         for _ in 0..self.busy.len() {
             let Some(token) = self.busy.pop_front() else { return };
-            let Some(Source::Output(id, output)) = self.poller.source(token) else { continue };
-            let Some(container) = self.containers.get_mut(&*id) else { continue };
+            let Some(Source::Output(id, output)) = self.poller.source(token) else {
+                continue;
+            };
+            let Some(container) = self.containers.get_mut(&*id) else {
+                continue;
+            };
             match container.pump(output, &mut self.scratch) {
                 Ok(Progress::More) => self.busy.push_back(token),
                 Ok(Progress::Idle) => {}
@@ -283,10 +311,13 @@ impl Warden {
 
     /// Watches a container's outputs from now on; what they hold already counts as an event.
     pub(super) fn watch_outputs(&mut self, id: &str) -> Result<(), Error> {
-        let Some(container) = self.containers.get(id) else { return Ok(()) };
+        let Some(container) = self.containers.get(id) else {
+            return Ok(());
+        };
         let name: Rc<str> = id.into();
         for (output, fd) in container.outputs() {
-            self.poller.add(fd, Source::Output(name.clone(), output), Flags::IN | Flags::ET)?;
+            self.poller
+                .add(fd, Source::Output(name.clone(), output), Flags::IN | Flags::ET)?;
         }
         Ok(())
     }
@@ -295,7 +326,10 @@ impl Warden {
     pub(super) fn forget(&mut self, id: &str) {
         self.children.retain(|_, owner| owner.id != id);
         if let Some(container) = self.containers.remove(id) {
-            let fds = container.outputs().map(|(_, fd)| fd).chain(container.pidfd.iter().map(AsFd::as_fd));
+            let fds = container
+                .outputs()
+                .map(|(_, fd)| fd)
+                .chain(container.pidfd.iter().map(AsFd::as_fd));
             self.poller.remove_container(id, fds);
         }
     }

@@ -11,8 +11,8 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -30,7 +30,9 @@ pub(crate) fn encode<T: Serialize>(body: &T, fds: usize) -> Result<Vec<u8>, Erro
         .map_err(|error| Error::Protocol(format!("a message cannot be encoded: {error}")))?;
     let length = bytes.len() - HEADER;
     if length > FRAME_MAX {
-        return Err(Error::Protocol(format!("a message of {length} bytes is longer than {FRAME_MAX}")));
+        return Err(Error::Protocol(format!(
+            "a message of {length} bytes is longer than {FRAME_MAX}"
+        )));
     }
     bytes[..HEADER].copy_from_slice(&(length as u32).to_le_bytes());
     Ok(bytes)
@@ -66,12 +68,18 @@ impl Decoder {
 
     /// The next whole frame, if it has arrived.
     pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, VecDeque<OwnedFd>)>, Error> {
-        let Some(header) = self.bytes.first_chunk::<HEADER>() else { return Ok(None) };
+        let Some(header) = self.bytes.first_chunk::<HEADER>() else {
+            return Ok(None);
+        };
         let length = u32::from_le_bytes(*header) as usize;
         if length > FRAME_MAX {
-            return Err(Error::Protocol(format!("a frame of {length} bytes is longer than {FRAME_MAX}")));
+            return Err(Error::Protocol(format!(
+                "a frame of {length} bytes is longer than {FRAME_MAX}"
+            )));
         }
-        let Some(body) = self.bytes.get(HEADER..HEADER + length) else { return Ok(None) };
+        let Some(body) = self.bytes.get(HEADER..HEADER + length) else {
+            return Ok(None);
+        };
         let frame: Frame<T> = serde_json::from_slice(body)
             .map_err(|error| Error::Protocol(format!("a frame cannot be decoded: {error}")))?;
         if frame.fds > self.fds.len() {
@@ -90,11 +98,7 @@ impl Decoder {
 }
 
 /// Sends a part of a frame, with descriptors if it is the first part.
-pub(crate) fn send_some(
-    socket: impl AsFd,
-    bytes: &[u8],
-    fds: &[BorrowedFd<'_>],
-) -> Result<usize, rustix::io::Errno> {
+pub(crate) fn send_some(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, rustix::io::Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -104,11 +108,7 @@ pub(crate) fn send_some(
 }
 
 /// Sends a whole frame, blocking.
-pub(crate) fn send<T: Serialize>(
-    socket: &UnixStream,
-    body: &T,
-    fds: &[BorrowedFd<'_>],
-) -> Result<(), Error> {
+pub(crate) fn send<T: Serialize>(socket: &UnixStream, body: &T, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
     let bytes = encode(body, fds.len())?;
     let mut sent = 0;
     while sent < bytes.len() {
@@ -123,9 +123,7 @@ pub(crate) fn send<T: Serialize>(
 }
 
 /// Receives a whole frame, blocking. Nothing may have been sent behind it.
-pub(crate) fn receive<T: DeserializeOwned>(
-    socket: &UnixStream,
-) -> Result<(T, VecDeque<OwnedFd>), Error> {
+pub(crate) fn receive<T: DeserializeOwned>(socket: &UnixStream) -> Result<(T, VecDeque<OwnedFd>), Error> {
     let mut decoder = Decoder::default();
     receive_with(socket, &mut decoder)
 }
@@ -154,12 +152,17 @@ pub(crate) fn receive_with<T: DeserializeOwned>(
 /// Whether the peer has not closed an idle connection.
 pub(crate) fn is_open(socket: &UnixStream) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::IN | PollFlags::RDHUP)];
-    matches!(poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+    matches!(
+        poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })),
+        Ok(0)
+    )
 }
 
 /// Makes a socket non-blocking.
 pub(crate) fn set_nonblocking(socket: &UnixStream) -> Result<(), Error> {
-    socket.set_nonblocking(true).context(|| "making a client's connection non-blocking".into())
+    socket
+        .set_nonblocking(true)
+        .context(|| "making a client's connection non-blocking".into())
 }
 
 #[cfg(test)]
@@ -205,13 +208,19 @@ mod tests {
 
     #[test]
     fn an_absurd_length_is_refused_before_any_memory_is_reserved() {
-        let mut decoder = Decoder { bytes: vec![255, 255, 255, 255, b'{'], fds: VecDeque::new() };
+        let mut decoder = Decoder {
+            bytes: vec![255, 255, 255, 255, b'{'],
+            fds: VecDeque::new(),
+        };
         assert!(matches!(decoder.next::<Request>(), Err(Error::Protocol(_))));
     }
 
     #[test]
     fn a_missing_descriptor_is_an_error() {
-        let mut decoder = Decoder { bytes: encode(&Request::List, 1).unwrap(), fds: VecDeque::new() };
+        let mut decoder = Decoder {
+            bytes: encode(&Request::List, 1).unwrap(),
+            fds: VecDeque::new(),
+        };
         assert!(matches!(decoder.next::<Request>(), Err(Error::Protocol(_))));
     }
 

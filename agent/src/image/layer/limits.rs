@@ -46,7 +46,13 @@ pub(super) struct Counted<R> {
 impl<R> Counted<R> {
     pub(super) fn new(inner: R) -> (Self, Rc<Cell<u64>>) {
         let count = Rc::new(Cell::new(0));
-        (Self { inner, count: count.clone() }, count)
+        (
+            Self {
+                inner,
+                count: count.clone(),
+            },
+            count,
+        )
     }
 }
 
@@ -133,7 +139,11 @@ impl Budget {
         if left.is_none() {
             return self.check("bytes in one entry's headers", u64::MAX, self.limits.header);
         }
-        self.check("seconds to unpack", self.began.elapsed().as_secs(), self.limits.time.as_secs())
+        self.check(
+            "seconds to unpack",
+            self.began.elapsed().as_secs(),
+            self.limits.time.as_secs(),
+        )
     }
 }
 
@@ -146,7 +156,9 @@ pub(super) struct Bounded<R> {
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.budget.count(count as u64).map_err(|error| io::Error::other(error.to_string()))?;
+        self.budget
+            .count(count as u64)
+            .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(count)
     }
 }

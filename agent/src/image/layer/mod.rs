@@ -48,17 +48,33 @@ pub(crate) fn unpack(archive: impl Read, directory: &Path, limits: Limits) -> Re
     let (counted, compressed) = Counted::new(archive);
     let budget = Budget::new(limits, compressed);
     let plain = decompress(BufReader::with_capacity(BUFFER, counted)).context(|| "reading the layer".into())?;
-    let bounded = Bounded { inner: plain, budget: budget.clone() };
-    let mut hashed = Hashed { inner: BufReader::with_capacity(BUFFER, bounded), hasher: Hasher::new() };
+    let bounded = Bounded {
+        inner: plain,
+        budget: budget.clone(),
+    };
+    let mut hashed = Hashed {
+        inner: BufReader::with_capacity(BUFFER, bounded),
+        hasher: Hasher::new(),
+    };
     let root = Root::open(directory).context(|| format!("opening {}", directory.display()))?;
-    let mut unpacker = Unpacker { root, budget: budget.clone(), directories: Vec::new(), buffer: vec![0; BUFFER] };
+    let mut unpacker = Unpacker {
+        root,
+        budget: budget.clone(),
+        directories: Vec::new(),
+        buffer: vec![0; BUFFER],
+    };
     let result = unpacker.unpack_all(&mut hashed).and_then(|()| {
         budget.expect_rest();
-        io::copy(&mut hashed, &mut io::sink()).map(drop).context(|| "reading the end of the layer".into())
+        io::copy(&mut hashed, &mut io::sink())
+            .map(drop)
+            .context(|| "reading the end of the layer".into())
     });
     // A limit shows as a failed read deep below; say which.
     result.map_err(|error| budget.broken().unwrap_or(error))?;
-    Ok(Unpacked { diff_id: hashed.hasher.digest(), size: hashed.hasher.length })
+    Ok(Unpacked {
+        diff_id: hashed.hasher.digest(),
+        size: hashed.hasher.length,
+    })
 }
 
 /// Tells the compression from the first bytes: media types are often wrong.
@@ -131,7 +147,9 @@ impl Unpacker {
     }
 
     fn white_out(&mut self, hidden: &Inside) -> io::Result<()> {
-        let Some((parent, name)) = hidden.split() else { return Ok(()) };
+        let Some((parent, name)) = hidden.split() else {
+            return Ok(());
+        };
         let place = self.root.place(parent, name)?;
         match place.stat()? {
             None => place.make_whiteout(),
@@ -142,7 +160,9 @@ impl Unpacker {
     }
 
     fn make_opaque(&mut self, directory: &Inside) -> io::Result<()> {
-        let Some((parent, name)) = directory.split() else { return root::make_opaque(self.root.fd()) };
+        let Some((parent, name)) = directory.split() else {
+            return root::make_opaque(self.root.fd());
+        };
         let place = self.root.place(parent, name)?;
         if place.stat()?.is_none() {
             mkdirat(place.parent, &place.name, Mode::from_raw_mode(0o755))?;
@@ -226,7 +246,13 @@ impl Unpacker {
         attributes.apply(&file)
     }
 
-    fn make_symlink(&mut self, target: &[u8], parent: &[Vec<u8>], name: &[u8], attributes: &Attributes) -> io::Result<()> {
+    fn make_symlink(
+        &mut self,
+        target: &[u8],
+        parent: &[Vec<u8>],
+        name: &[u8],
+        attributes: &Attributes,
+    ) -> io::Result<()> {
         let place = self.root.place(parent, name)?;
         make_room(&place)?;
         symlinkat(target, place.parent, &place.name)?;
@@ -238,7 +264,11 @@ impl Unpacker {
     fn make_hard_link(&mut self, shown: &[u8], target: &[u8], parent: &[Vec<u8>], name: &[u8]) -> Result<(), Error> {
         let what = || format!("unpacking the hard link {}", String::from_utf8_lossy(shown));
         let target = Inside::parse(target)?;
-        if target.components().split_last().is_some_and(|(last, above)| above == parent && last == name) {
+        if target
+            .components()
+            .split_last()
+            .is_some_and(|(last, above)| above == parent && last == name)
+        {
             return Err(refused(shown, "it is a hard link to itself"));
         }
         make_room(&self.root.place(parent, name).context(what)?).context(what)?;
@@ -328,7 +358,12 @@ impl Attributes {
     fn apply_unopened(&self, place: &Place<'_>) -> io::Result<()> {
         let (uid, gid) = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
         chownat(place.parent, &place.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
-        Ok(utimensat(place.parent, &place.name, &times(self.modified), AtFlags::SYMLINK_NOFOLLOW)?)
+        Ok(utimensat(
+            place.parent,
+            &place.name,
+            &times(self.modified),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?)
     }
 }
 
@@ -338,8 +373,14 @@ fn is_kept(name: &str) -> bool {
 }
 
 fn times(modified: i64) -> Timestamps {
-    let time = Timespec { tv_sec: modified, tv_nsec: 0 };
-    Timestamps { last_access: time, last_modification: time }
+    let time = Timespec {
+        tv_sec: modified,
+        tv_nsec: 0,
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }
 
 #[cfg(test)]

@@ -67,7 +67,9 @@ pub(super) enum Meaning {
 /// Reads an entry's name.
 pub(super) fn meaning(name: &[u8]) -> Result<Meaning, Error> {
     let inside = Inside::parse(name)?;
-    let Some((parent, last)) = inside.split() else { return Ok(Meaning::Make(inside)) };
+    let Some((parent, last)) = inside.split() else {
+        return Ok(Meaning::Make(inside));
+    };
     let parent = || parent.to_vec();
     if parent().iter().any(|component| component.starts_with(PREFIX)) {
         return Err(refused(name, "a whiteout has nothing inside"));
@@ -88,7 +90,10 @@ pub(super) fn meaning(name: &[u8]) -> Result<Meaning, Error> {
 pub(super) fn refused(name: &[u8], reason: &'static str) -> Error {
     const SHOWN_MAX: usize = 200;
     let shown = &name[..name.len().min(SHOWN_MAX)];
-    Error::Unsafe { path: String::from_utf8_lossy(shown).into_owned(), reason }
+    Error::Unsafe {
+        path: String::from_utf8_lossy(shown).into_owned(),
+        reason,
+    }
 }
 
 #[cfg(test)]
@@ -105,8 +110,21 @@ mod tests {
         assert_eq!(inside("./a//b/."), Inside(vec![b"a".to_vec(), b"b".to_vec()]));
         assert_eq!(inside("/etc/passwd"), inside("etc/passwd"));
         assert_eq!(inside("./").split(), None);
-        for bad in ["..", "a/../b", "../x", "/..", "a/..", "a\0b", &"x/".repeat(300), &"x".repeat(256), &"x/".repeat(2100)] {
-            assert!(matches!(Inside::parse(bad.as_bytes()), Err(Error::Unsafe { .. })), "{bad}");
+        for bad in [
+            "..",
+            "a/../b",
+            "../x",
+            "/..",
+            "a/..",
+            "a\0b",
+            &"x/".repeat(300),
+            &"x".repeat(256),
+            &"x/".repeat(2100),
+        ] {
+            assert!(
+                matches!(Inside::parse(bad.as_bytes()), Err(Error::Unsafe { .. })),
+                "{bad}"
+            );
         }
     }
 
@@ -123,7 +141,16 @@ mod tests {
 
     #[test]
     fn a_whiteout_of_dot_dot_or_nothing_is_refused() {
-        for bad in [".wh.", ".wh..", ".wh...", "a/.wh...", "a/.wh..", "a/.wh.", ".wh.x/y", "a/.wh.b/.wh.c"] {
+        for bad in [
+            ".wh.",
+            ".wh..",
+            ".wh...",
+            "a/.wh...",
+            "a/.wh..",
+            "a/.wh.",
+            ".wh.x/y",
+            "a/.wh.b/.wh.c",
+        ] {
             assert!(matches!(meaning(bad.as_bytes()), Err(Error::Unsafe { .. })), "{bad}");
         }
     }

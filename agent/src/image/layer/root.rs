@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fsetxattr, linkat, mkdirat, mknodat, open,
-    openat, openat2, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fsetxattr, linkat, mkdirat, mknodat,
+    open, openat, openat2, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -35,7 +35,10 @@ pub(super) struct Place<'a> {
 
 impl Root {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { fd: open(path, DIRECTORY, Mode::empty())?, last_parent: None })
+        Ok(Self {
+            fd: open(path, DIRECTORY, Mode::empty())?,
+            last_parent: None,
+        })
     }
 
     /// The root directory itself.
@@ -55,7 +58,10 @@ impl Root {
             self.last_parent = Some((parent.to_vec(), opened));
         }
         match &self.last_parent {
-            Some((_, fd)) => Ok(Place { parent: fd, name: CString::new(name)? }),
+            Some((_, fd)) => Ok(Place {
+                parent: fd,
+                name: CString::new(name)?,
+            }),
             None => Err(io::Error::from(io::ErrorKind::NotFound)),
         }
     }
@@ -70,7 +76,12 @@ impl Root {
             parent = match self.resolve(&path[..depth], DIRECTORY) {
                 Err(Errno::NOENT) => {
                     mkdirat(&parent, path[depth - 1].as_slice(), Mode::from_raw_mode(0o755))?;
-                    openat(&parent, path[depth - 1].as_slice(), DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?
+                    openat(
+                        &parent,
+                        path[depth - 1].as_slice(),
+                        DIRECTORY | OFlags::NOFOLLOW,
+                        Mode::empty(),
+                    )?
                 }
                 opened => opened?,
             };
@@ -79,9 +90,19 @@ impl Root {
     }
 
     fn resolve(&self, path: &[Vec<u8>], flags: OFlags) -> Result<OwnedFd, Errno> {
-        let joined = if path.is_empty() { b".".to_vec() } else { path.join(&b'/') };
+        let joined = if path.is_empty() {
+            b".".to_vec()
+        } else {
+            path.join(&b'/')
+        };
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-        openat2(&self.fd, joined.as_slice(), flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+        openat2(
+            &self.fd,
+            joined.as_slice(),
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+            resolve,
+        )
     }
 
     /// Links to a regular file or symlink that the layer already has. `Err(NOENT)`: it has none.
@@ -90,7 +111,9 @@ impl Root {
         if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode).is_dir() {
             return Err(Errno::ISDIR);
         }
-        let place = self.place(parent, name).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
+        let place = self
+            .place(parent, name)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
         let through = format!("/proc/self/fd/{}", file.as_raw_fd());
         let result = linkat(CWD, through, place.parent, &place.name, AtFlags::SYMLINK_FOLLOW);
         self.forget_parent();
@@ -115,12 +138,23 @@ impl Place<'_> {
 
     /// Opens a directory that is there.
     pub(super) fn open_directory(&self) -> io::Result<OwnedFd> {
-        Ok(openat(self.parent, &self.name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?)
+        Ok(openat(
+            self.parent,
+            &self.name,
+            DIRECTORY | OFlags::NOFOLLOW,
+            Mode::empty(),
+        )?)
     }
 
     /// Makes overlayfs's whiteout: a character device 0:0.
     pub(super) fn make_whiteout(&self) -> io::Result<()> {
-        Ok(mknodat(self.parent, &self.name, FileType::CharacterDevice, Mode::empty(), 0)?)
+        Ok(mknodat(
+            self.parent,
+            &self.name,
+            FileType::CharacterDevice,
+            Mode::empty(),
+            0,
+        )?)
     }
 }
 

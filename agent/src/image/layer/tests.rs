@@ -80,7 +80,10 @@ impl Sandbox {
 
     fn check_canary(&self) {
         assert_eq!(fs::read_to_string(self.dir.path().join("canary")).unwrap(), "alive");
-        let names: Vec<_> = fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let names: Vec<_> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(names.len(), 2, "{names:?}");
     }
 
@@ -120,9 +123,23 @@ fn an_ordinary_layer_is_unpacked_with_its_attributes() {
     builder.append_data(&mut header, &long, &b"su"[..]).unwrap();
     let archive = builder.into_inner().unwrap();
     let unpacked = unpack(&archive[..], &sandbox.root, Limits::default()).unwrap();
-    assert_eq!(unpacked, Unpacked { diff_id: Digest::of(&archive), size: archive.len() as u64 });
+    assert_eq!(
+        unpacked,
+        Unpacked {
+            diff_id: Digest::of(&archive),
+            size: archive.len() as u64
+        }
+    );
     let metadata = fs::metadata(sandbox.root.join(long)).unwrap();
-    assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid(), metadata.mtime()), (0o4755, 7, 8, 1_000_000_000));
+    assert_eq!(
+        (
+            metadata.mode() & 0o7777,
+            metadata.uid(),
+            metadata.gid(),
+            metadata.mtime()
+        ),
+        (0o4755, 7, 8, 1_000_000_000)
+    );
 }
 
 #[test]
@@ -140,8 +157,17 @@ fn directories_links_and_fifos_are_made() {
     let ino = |path: &str| fs::metadata(sandbox.root.join(path)).unwrap().ino();
     assert_eq!(ino("bin/sh"), ino("bin/busybox"));
     assert_eq!(sandbox.read("usr/lib/libc.so"), "c", "through the layer's own symlink");
-    assert!(fs::metadata(sandbox.root.join("run/pipe")).unwrap().file_type().is_fifo());
-    assert_eq!(fs::metadata(sandbox.root.join("bin")).unwrap().mtime(), 1_000_000_000, "after the files in it");
+    assert!(
+        fs::metadata(sandbox.root.join("run/pipe"))
+            .unwrap()
+            .file_type()
+            .is_fifo()
+    );
+    assert_eq!(
+        fs::metadata(sandbox.root.join("bin")).unwrap().mtime(),
+        1_000_000_000,
+        "after the files in it"
+    );
 }
 
 #[test]
@@ -158,7 +184,10 @@ fn a_later_entry_replaces_an_earlier_one() {
         .file("e/below", "now a directory? no");
     let result = sandbox.unpack(layer);
     assert!(result.is_err(), "a file cannot be a parent");
-    assert_eq!((sandbox.read("a"), sandbox.read("b"), sandbox.read("d")), ("two".into(), "one".into(), "now a file".into()));
+    assert_eq!(
+        (sandbox.read("a"), sandbox.read("b"), sandbox.read("d")),
+        ("two".into(), "one".into(), "now a file".into())
+    );
 }
 
 #[test]
@@ -261,7 +290,9 @@ fn a_mount_inside_the_layer_is_not_crossed() {
     fs::create_dir(&mounted.0).unwrap();
     rustix::mount::mount("none", &mounted.0, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
     fs::write(mounted.0.join("secret"), "host").unwrap();
-    assert!(is_unsafe(sandbox.unpack(Layer::default().hard_link("stolen", "mnt/secret"))));
+    assert!(is_unsafe(
+        sandbox.unpack(Layer::default().hard_link("stolen", "mnt/secret"))
+    ));
     assert!(sandbox.unpack(Layer::default().file("mnt/new", "x")).is_err());
     assert!(!mounted.0.join("new").exists() && !sandbox.root.join("stolen").exists());
 }
@@ -284,7 +315,11 @@ fn whiteouts_become_those_of_overlayfs() {
     assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
     assert_eq!(sandbox.read("both"), "stays");
     for opaque in ["d", "remade", "again"] {
-        assert_eq!(sandbox.xattr(opaque, "trusted.overlay.opaque").as_deref(), Some(&b"y"[..]), "{opaque}");
+        assert_eq!(
+            sandbox.xattr(opaque, "trusted.overlay.opaque").as_deref(),
+            Some(&b"y"[..]),
+            "{opaque}"
+        );
     }
     assert!(!sandbox.root.join("a/.wh.gone").exists());
 }
@@ -315,7 +350,13 @@ fn devices_are_left_out_also_those_that_would_be_whiteouts() {
         layer.push(header, b"")
     };
     let layer = device(Layer::default(), "dev/sda", EntryType::Block, 8, 0);
-    let layer = device(device(layer, "dev/mem", EntryType::Char, 1, 1), "etc", EntryType::Char, 0, 0);
+    let layer = device(
+        device(layer, "dev/mem", EntryType::Char, 1, 1),
+        "etc",
+        EntryType::Char,
+        0,
+        0,
+    );
     sandbox.unpack(layer.file("after", "x")).unwrap();
     assert!(!sandbox.root.join("dev/sda").exists() && !sandbox.root.join("dev/mem").exists());
     assert!(fs::symlink_metadata(sandbox.root.join("etc")).is_err());
@@ -346,7 +387,10 @@ fn only_listed_extended_attributes_are_kept() {
     header.set_mtime(0);
     builder.append_data(&mut header, "ping", &b""[..]).unwrap();
     unpack(&builder.into_inner().unwrap()[..], &sandbox.root, Limits::default()).unwrap();
-    assert_eq!(sandbox.xattr("ping", "security.capability").as_deref(), Some(capability));
+    assert_eq!(
+        sandbox.xattr("ping", "security.capability").as_deref(),
+        Some(capability)
+    );
     assert_eq!(sandbox.xattr("ping", "user.note").as_deref(), Some(&b"kept"[..]));
     for dropped in ["trusted.overlay.redirect", "user.overlay.opaque"] {
         assert_eq!(sandbox.xattr("ping", dropped), None, "{dropped}");
@@ -367,7 +411,9 @@ fn exceeds(result: &Result<Unpacked, Error>, of: &str) -> bool {
 
 #[test]
 fn a_gzip_bomb_is_stopped_by_its_ratio() {
-    let archive = Layer::default().entry(EntryType::Regular, "zeros", "", &vec![0; 4 << 20]).end();
+    let archive = Layer::default()
+        .entry(EntryType::Regular, "zeros", "", &vec![0; 4 << 20])
+        .end();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     gzip.write_all(&archive).unwrap();
     let bomb = gzip.finish().unwrap();
@@ -417,7 +463,10 @@ fn too_many_entries_are_refused() {
 #[test]
 fn endless_headers_are_stopped() {
     let name = vec![b'x'; 5 << 20];
-    let archive = Layer::default().entry(EntryType::GNULongName, "././@LongLink", "", &name).file("x", "x").end();
+    let archive = Layer::default()
+        .entry(EntryType::GNULongName, "././@LongLink", "", &name)
+        .file("x", "x")
+        .end();
     let (_, result) = limited(&archive, |_| {});
     assert!(exceeds(&result, "bytes in one entry's headers"), "{result:?}");
 }
@@ -436,7 +485,10 @@ fn time_is_bounded() {
     }
     let sandbox = Sandbox::new();
     let archive = Layer::default().file("a", "a").end();
-    let limits = Limits { time: Duration::ZERO, ..Limits::default() };
+    let limits = Limits {
+        time: Duration::ZERO,
+        ..Limits::default()
+    };
     let result = unpack(Slow(archive), &sandbox.root, limits);
     assert!(exceeds(&result, "seconds to unpack"), "{result:?}");
 }

@@ -26,7 +26,10 @@ impl fmt::Debug for Credentials {
 impl Credentials {
     /// The Authorization header that carries them.
     pub(super) fn basic(&self) -> String {
-        format!("Basic {}", STANDARD.encode(format!("{}:{}", self.username, self.password)))
+        format!(
+            "Basic {}",
+            STANDARD.encode(format!("{}:{}", self.username, self.password))
+        )
     }
 }
 
@@ -34,7 +37,11 @@ impl Credentials {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Challenge {
     Basic,
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
 }
 
 impl Challenge {
@@ -48,8 +55,17 @@ impl Challenge {
             return None;
         }
         let parameters = parameters(rest);
-        let get = |name: &str| parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone());
-        Some(Self::Bearer { realm: get("realm")?, service: get("service"), scope: get("scope") })
+        let get = |name: &str| {
+            parameters
+                .iter()
+                .find(|(key, _)| key.eq_ignore_ascii_case(name))
+                .map(|(_, v)| v.clone())
+        };
+        Some(Self::Bearer {
+            realm: get("realm")?,
+            service: get("service"),
+            scope: get("scope"),
+        })
     }
 }
 
@@ -132,14 +148,20 @@ mod tests {
     #[test]
     fn challenges_are_understood() {
         let header = r#"Bearer realm="https://auth.example.org/token",service="registry, main",scope="repository:a/b:pull,push""#;
-        let Some(Challenge::Bearer { realm, service, scope }) = Challenge::parse(header) else { panic!() };
+        let Some(Challenge::Bearer { realm, service, scope }) = Challenge::parse(header) else {
+            panic!()
+        };
         assert_eq!(realm, "https://auth.example.org/token");
         assert_eq!(service.as_deref(), Some("registry, main"));
         assert_eq!(scope.as_deref(), Some("repository:a/b:pull,push"));
         assert_eq!(Challenge::parse("basic realm=\"x\""), Some(Challenge::Basic));
         assert_eq!(Challenge::parse("Negotiate abc"), None);
         assert_eq!(Challenge::parse("Bearer service=\"x\""), None, "no realm");
-        assert_eq!(Challenge::parse(r#"Bearer realm="unclosed"#).map(|c| matches!(c, Challenge::Bearer { realm, .. } if realm == "unclosed")), Some(true));
+        assert_eq!(
+            Challenge::parse(r#"Bearer realm="unclosed"#)
+                .map(|c| matches!(c, Challenge::Bearer { realm, .. } if realm == "unclosed")),
+            Some(true)
+        );
     }
 
     #[test]
@@ -155,7 +177,10 @@ mod tests {
         assert_eq!(token_in(br#"{"token":"t","access_token":"a"}"#).as_deref(), Some("t"));
         assert_eq!(token_in(br#"{"access_token":"a"}"#).as_deref(), Some("a"));
         assert_eq!(token_in(br#"{"token":""}"#), None);
-        let credentials = Credentials { username: "u".into(), password: "secret".into() };
+        let credentials = Credentials {
+            username: "u".into(),
+            password: "secret".into(),
+        };
         assert!(!format!("{credentials:?}").contains("secret"));
         assert_eq!(credentials.basic(), "Basic dTpzZWNyZXQ=");
     }

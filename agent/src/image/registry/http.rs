@@ -52,12 +52,19 @@ pub(super) struct Http {
 
 impl Http {
     pub(super) fn new(registries: Registries) -> Self {
-        Self { registries, tls: std::sync::OnceLock::new() }
+        Self {
+            registries,
+            tls: std::sync::OnceLock::new(),
+        }
     }
 
     /// `http` or `https` for a registry.
     pub(super) fn scheme(&self, registry: &str) -> &'static str {
-        if self.registries.is_plain(registry) { "http" } else { "https" }
+        if self.registries.is_plain(registry) {
+            "http"
+        } else {
+            "https"
+        }
     }
 
     /// GET, following redirects.
@@ -73,7 +80,11 @@ impl Http {
             let next = location.and_then(|location| resolve(&uri, location));
             let next = next.ok_or_else(|| failed(&uri, "a redirect leads nowhere", false))?;
             if uri.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
-                return Err(failed(&uri, &format!("it redirects to {next}, which is not protected"), false));
+                return Err(failed(
+                    &uri,
+                    &format!("it redirects to {next}, which is not protected"),
+                    false,
+                ));
             }
             if next.authority() != uri.authority() {
                 ask.authorization = None;
@@ -116,7 +127,10 @@ impl Http {
         }
         let mut roots = RootCertStore::empty();
         let system = SYSTEM_CAS.iter().map(std::path::Path::new).find(|path| path.exists());
-        for path in system.into_iter().chain(self.registries.ca_files.iter().map(|path| path.as_path())) {
+        for path in system
+            .into_iter()
+            .chain(self.registries.ca_files.iter().map(|path| path.as_path()))
+        {
             let found = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(path, &error))?;
             for certificate in found {
                 let _ = roots.add(certificate.map_err(|error| unreadable(path, &error))?);
@@ -133,7 +147,10 @@ impl Http {
 }
 
 fn unreadable(path: &std::path::Path, error: &dyn std::fmt::Display) -> io::Error {
-    io::Error::other(format!("reading the certificate authorities in {}: {error}", path.display()))
+    io::Error::other(format!(
+        "reading the certificate authorities in {}: {error}",
+        path.display()
+    ))
 }
 
 /// A failed handshake will fail again; a broken connection may not.
@@ -145,8 +162,9 @@ async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> io::Result<Respon
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
     // Ends with the response's body.
     tokio::spawn(connection);
     sender.send_request(request).await.map_err(io::Error::other)
@@ -183,10 +201,15 @@ pub(super) async fn body(url: &str, response: Response<Incoming>, limit: u64) ->
 }
 
 pub(super) fn parse(url: &str) -> Result<Uri, Error> {
-    let uri: Uri = url.parse().map_err(|error| Error::malformed(format!("address {url:?}"), error))?;
+    let uri: Uri = url
+        .parse()
+        .map_err(|error| Error::malformed(format!("address {url:?}"), error))?;
     match (uri.scheme_str(), uri.authority()) {
         (Some("http" | "https"), Some(_)) => Ok(uri),
-        _ => Err(Error::malformed(format!("address {url:?}"), "expected http:// or https:// and a host")),
+        _ => Err(Error::malformed(
+            format!("address {url:?}"),
+            "expected http:// or https:// and a host",
+        )),
     }
 }
 
@@ -197,13 +220,26 @@ fn resolve(base: &Uri, location: &str) -> Option<Uri> {
         return parse(location).ok();
     }
     let mut parts = base.clone().into_parts();
-    parts.path_and_query = Some(location.strip_prefix('/').map(|rest| format!("/{rest}"))?.parse().ok()?);
+    parts.path_and_query = Some(
+        location
+            .strip_prefix('/')
+            .map(|rest| format!("/{rest}"))?
+            .parse()
+            .ok()?,
+    );
     Uri::from_parts(parts).ok()
 }
 
 pub(super) fn failed(uri: &Uri, reason: &str, transient: bool) -> Error {
-    let registry = uri.authority().map(|authority| authority.to_string()).unwrap_or_default();
-    Error::Registry { registry, reason: format!("GET {}: {reason}", uri.path()), transient }
+    let registry = uri
+        .authority()
+        .map(|authority| authority.to_string())
+        .unwrap_or_default();
+    Error::Registry {
+        registry,
+        reason: format!("GET {}: {reason}", uri.path()),
+        transient,
+    }
 }
 
 #[cfg(test)]
@@ -214,7 +250,10 @@ mod tests {
     fn redirects_resolve_against_where_they_came_from() {
         let base = parse("https://r.example.org/v2/a/blobs/x").unwrap();
         assert_eq!(resolve(&base, "/other?q=1").unwrap(), "https://r.example.org/other?q=1");
-        assert_eq!(resolve(&base, "https://cdn.example.org/b").unwrap(), "https://cdn.example.org/b");
+        assert_eq!(
+            resolve(&base, "https://cdn.example.org/b").unwrap(),
+            "https://cdn.example.org/b"
+        );
         for bad in ["ftp://x/y", "file:///etc/passwd", "relative", ""] {
             assert_eq!(resolve(&base, bad), None, "{bad}");
         }

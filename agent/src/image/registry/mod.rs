@@ -24,7 +24,10 @@ impl Registries {
     /// Whether this registry is spoken to without TLS.
     fn is_plain(&self, registry: &str) -> bool {
         let host = host_of(registry);
-        let loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        let loopback = host == "localhost"
+            || host
+                .parse::<std::net::IpAddr>()
+                .is_ok_and(|address| address.is_loopback());
         loopback || self.plain_http.iter().any(|plain| plain == registry || plain == host)
     }
 }
@@ -39,7 +42,11 @@ fn host_of(authority: &str) -> &str {
 
 /// Where images of docker.io are.
 fn endpoint(registry: &str) -> &str {
-    if registry == "docker.io" { "registry-1.docker.io" } else { registry }
+    if registry == "docker.io" {
+        "registry-1.docker.io"
+    } else {
+        registry
+    }
 }
 
 #[cfg(test)]
@@ -48,11 +55,29 @@ mod tests {
 
     #[test]
     fn only_loopback_and_configured_registries_are_plain() {
-        let registries = Registries { plain_http: vec!["lab:5000".into(), "inner".into()], ca_files: Vec::new() };
-        for plain in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.8.0.1", "[::1]:5000", "lab:5000", "inner:80"] {
+        let registries = Registries {
+            plain_http: vec!["lab:5000".into(), "inner".into()],
+            ca_files: Vec::new(),
+        };
+        for plain in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:5000",
+            "127.8.0.1",
+            "[::1]:5000",
+            "lab:5000",
+            "inner:80",
+        ] {
             assert!(registries.is_plain(plain), "{plain}");
         }
-        for tls in ["docker.io", "lab", "lab:5001", "10.0.0.1:5000", "localhost.example.org", "[::2]:5000"] {
+        for tls in [
+            "docker.io",
+            "lab",
+            "lab:5001",
+            "10.0.0.1:5000",
+            "localhost.example.org",
+            "[::2]:5000",
+        ] {
             assert!(!registries.is_plain(tls), "{tls}");
         }
     }

@@ -54,14 +54,23 @@ impl ImageStore {
             store.write_blob("the image's configuration", &config, &manifest.config.digest)?;
             store.write_blob("the image's manifest", &bytes, &digest)?;
             let digests = vec![reference.with_digest(top)];
-            let names = if reference.digest().is_some() { Vec::new() } else { vec![reference] };
+            let names = if reference.digest().is_some() {
+                Vec::new()
+            } else {
+                vec![reference]
+            };
             store.commit(entry(&manifest, digest, names, digests, diff_ids))
         })
         .await
     }
 }
 
-async fn pull_layer(store: Arc<ImageStore>, remote: Arc<Remote>, diff_id: Digest, layer: Descriptor) -> Result<(), Error> {
+async fn pull_layer(
+    store: Arc<ImageStore>,
+    remote: Arc<Remote>,
+    diff_id: Digest,
+    layer: Descriptor,
+) -> Result<(), Error> {
     let busy = store.busy_with(&layer.digest);
     let _one = busy.lock().await;
     let (checking, id) = (store.clone(), diff_id.clone());
@@ -82,7 +91,8 @@ async fn pull_layer(store: Arc<ImageStore>, remote: Arc<Remote>, diff_id: Digest
     }
     blocking(move || {
         let what = || format!("reading the download {}", path.display());
-        let unpacked = check_download(&layer, &path).and_then(|()| store.add_layer(&diff_id, File::open(&path).context(what)?));
+        let unpacked =
+            check_download(&layer, &path).and_then(|()| store.add_layer(&diff_id, File::open(&path).context(what)?));
         // Right or wrong, it has served: what is wrong is not to be resumed.
         crate::image::store::remove_any(&path)?;
         unpacked
@@ -92,7 +102,9 @@ async fn pull_layer(store: Arc<ImageStore>, remote: Arc<Remote>, diff_id: Digest
 
 fn check_download(layer: &Descriptor, path: &std::path::Path) -> Result<(), Error> {
     let what = format!("layer {}", layer.digest);
-    let size = std::fs::metadata(path).context(|| format!("looking at {}", path.display()))?.len();
+    let size = std::fs::metadata(path)
+        .context(|| format!("looking at {}", path.display()))?
+        .len();
     check_size(&what, layer.size, size)?;
     check_digest(&what, &layer.digest, &digest_of_file(path)?)
 }
@@ -148,7 +160,10 @@ impl Remote {
                 }
             }
         }
-        Err(Error::malformed("the image index", format!("nested deeper than {INDEX_DEPTH_MAX}")))
+        Err(Error::malformed(
+            "the image index",
+            format!("nested deeper than {INDEX_DEPTH_MAX}"),
+        ))
     }
 
     async fn fetch_manifest(&self, version: &str) -> Result<Vec<u8>, Error> {
@@ -162,7 +177,11 @@ impl Remote {
         let url = self.blob_url(&descriptor.digest);
         let what = format!("blob {}", descriptor.digest);
         if descriptor.size > DOCUMENT_MAX {
-            return Err(Error::Size { what, expected: DOCUMENT_MAX, found: descriptor.size });
+            return Err(Error::Size {
+                what,
+                expected: DOCUMENT_MAX,
+                found: descriptor.size,
+            });
         }
         let bytes = http::body(&url, self.get(&url, None, 0).await?, DOCUMENT_MAX).await?;
         check_size(&what, descriptor.size, bytes.len() as u64)?;
@@ -213,11 +232,19 @@ impl Remote {
             have += data.len() as u64;
             if have > blob.size {
                 let _ = file.set_len(0);
-                return Err(Error::Size { what: format!("layer {}", blob.digest), expected: blob.size, found: have });
+                return Err(Error::Size {
+                    what: format!("layer {}", blob.digest),
+                    expected: blob.size,
+                    found: have,
+                });
             }
             write(file.clone(), data).await?;
         }
-        if have < blob.size { Err(broken("the download ended early")?) } else { Ok(()) }
+        if have < blob.size {
+            Err(broken("the download ended early")?)
+        } else {
+            Ok(())
+        }
     }
 
     fn blob_url(&self, digest: &Digest) -> String {
@@ -226,7 +253,11 @@ impl Remote {
 
     /// GET with authorization; answers one challenge.
     async fn get(&self, url: &str, accept: Option<&'static str>, from: u64) -> Result<Response<Incoming>, Error> {
-        let mut ask = Ask { accept, authorization: self.authorization.lock().clone(), from };
+        let mut ask = Ask {
+            accept,
+            authorization: self.authorization.lock().clone(),
+            from,
+        };
         let mut response = self.http.get(url, &ask).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             ask.authorization = Some(self.authorize(url, &response).await?);
@@ -241,25 +272,46 @@ impl Remote {
     async fn authorize(&self, url: &str, response: &Response<Incoming>) -> Result<String, Error> {
         let uri = http::parse(url)?;
         let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
-        let challenge = headers.filter_map(|header| header.to_str().ok()).find_map(Challenge::parse);
+        let challenge = headers
+            .filter_map(|header| header.to_str().ok())
+            .find_map(Challenge::parse);
         let authorization = match (challenge, &self.credentials) {
             (Some(Challenge::Basic), Some(credentials)) => credentials.basic(),
             (Some(Challenge::Bearer { realm, service, scope }), credentials) => {
                 if uri.scheme_str() == Some("https") && !realm.starts_with("https://") {
-                    return Err(http::failed(&uri, &format!("its token service {realm} is not protected"), false));
+                    return Err(http::failed(
+                        &uri,
+                        &format!("its token service {realm} is not protected"),
+                        false,
+                    ));
                 }
                 let token_url = token_url(&realm, service.as_deref(), scope.as_deref().unwrap_or(&self.scope));
                 let authorization = credentials.as_ref().map(Credentials::basic);
                 self.token(&token_url, authorization).await?
             }
-            _ => return Err(http::failed(&uri, "it wants a name and password (401): add an image pull secret", false)),
+            _ => {
+                return Err(http::failed(
+                    &uri,
+                    "it wants a name and password (401): add an image pull secret",
+                    false,
+                ));
+            }
         };
         *self.authorization.lock() = Some(authorization.clone());
         Ok(authorization)
     }
 
     async fn token(&self, url: &str, authorization: Option<String>) -> Result<String, Error> {
-        let response = self.http.get(url, &Ask { authorization, ..Ask::default() }).await?;
+        let response = self
+            .http
+            .get(
+                url,
+                &Ask {
+                    authorization,
+                    ..Ask::default()
+                },
+            )
+            .await?;
         let status = response.status();
         if status != StatusCode::OK {
             return Err(refused(url, response, status).await);
@@ -278,7 +330,10 @@ async fn write(file: Arc<File>, data: Bytes) -> Result<(), Error> {
 
 /// Whether a registry honoured the request for a part.
 fn continues_at(response: &Response<Incoming>, from: u64) -> bool {
-    let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    let range = response
+        .headers()
+        .get(CONTENT_RANGE)
+        .and_then(|value| value.to_str().ok());
     response.status() == StatusCode::PARTIAL_CONTENT
         && range.is_some_and(|range| range.starts_with(&format!("bytes {from}-")))
 }

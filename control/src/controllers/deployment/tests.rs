@@ -306,7 +306,7 @@ proptest! {
         let mut order = order.into_iter();
         for version in 0..versions {
             set_image(&mut world, &format!("v{}", version + 1));
-            while let Some(choice) = order.next() {
+            for choice in order.by_ref() {
                 let pods = world.memory.objects("pods");
                 if choice % 2 == 0 && !pods.is_empty() {
                     world.run_pod(&pods[usize::from(choice / 2) % pods.len()]);

@@ -9,15 +9,27 @@ use super::super::{Expect, KeyValue, Store, StoreError, Write};
 use super::Embedded;
 
 fn put(key: &str, value: &[u8], expect: Expect) -> Write {
-    Write { key: key.into(), value: Some(Bytes::copy_from_slice(value)), expect }
+    Write {
+        key: key.into(),
+        value: Some(Bytes::copy_from_slice(value)),
+        expect,
+    }
 }
 
 fn delete(key: &str, expect: Expect) -> Write {
-    Write { key: key.into(), value: None, expect }
+    Write {
+        key: key.into(),
+        value: None,
+        expect,
+    }
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
 }
 
 fn open(dir: &Path) -> Embedded {
@@ -25,7 +37,10 @@ fn open(dir: &Path) -> Embedded {
 }
 
 fn pairs(values: &[KeyValue]) -> Vec<(String, Vec<u8>, u64, u64)> {
-    values.iter().map(|kv| (kv.key.to_string(), kv.value.to_vec(), kv.revision, kv.created)).collect()
+    values
+        .iter()
+        .map(|kv| (kv.key.to_string(), kv.value.to_vec(), kv.revision, kv.created))
+        .collect()
 }
 
 #[test]
@@ -35,10 +50,18 @@ fn what_is_acknowledged_is_there_after_reopening() {
     run(async {
         assert_eq!(store.commit(vec![put("/a", b"1", Expect::Absent)]).await.unwrap(), 1);
         assert_eq!(store.commit(vec![put("/b", b"2", Expect::Any)]).await.unwrap(), 2);
-        assert_eq!(store.commit(vec![put("/a", b"3", Expect::At(1)), put("/c", b"", Expect::Any)]).await.unwrap(), 3);
+        assert_eq!(
+            store
+                .commit(vec![put("/a", b"3", Expect::At(1)), put("/c", b"", Expect::Any)])
+                .await
+                .unwrap(),
+            3
+        );
         assert_eq!(store.commit(vec![delete("/b", Expect::At(2))]).await.unwrap(), 4);
         assert_eq!(store.commit(vec![]).await.unwrap(), 4);
-        let conflict = store.commit(vec![put("/c", b"x", Expect::Any), put("/a", b"x", Expect::At(1))]).await;
+        let conflict = store
+            .commit(vec![put("/c", b"x", Expect::Any), put("/a", b"x", Expect::At(1))])
+            .await;
         assert!(matches!(&conflict, Err(StoreError::Conflict { key, current: Some(3), .. }) if &**key == "/a"));
         let conflict = store.commit(vec![delete("/b", Expect::Any)]).await;
         assert!(matches!(conflict, Err(StoreError::Conflict { current: None, .. })));
@@ -48,9 +71,16 @@ fn what_is_acknowledged_is_there_after_reopening() {
     let (values, revision) = run(store.load()).unwrap();
     assert_eq!(revision, 4);
     assert_eq!(store.revision(), 4);
-    let expected = [("/a".to_owned(), b"3".to_vec(), 3, 1), ("/c".to_owned(), b"".to_vec(), 3, 3)];
+    let expected = [
+        ("/a".to_owned(), b"3".to_vec(), 3, 1),
+        ("/c".to_owned(), b"".to_vec(), 3, 3),
+    ];
     assert_eq!(pairs(&values), expected);
-    assert_eq!(pairs(&run(store.load()).unwrap().0), expected, "a second load reads the disk");
+    assert_eq!(
+        pairs(&run(store.load()).unwrap().0),
+        expected,
+        "a second load reads the disk"
+    );
     assert_eq!(run(store.commit(vec![put("/d", b"", Expect::Absent)])).unwrap(), 5);
 }
 
@@ -59,7 +89,10 @@ fn a_second_process_is_told_who_holds_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let _store = open(dir.path());
     let error = Embedded::open(dir.path()).err().unwrap().to_string();
-    assert!(error.contains(&format!("in use by process {}", std::process::id())), "{error}");
+    assert!(
+        error.contains(&format!("in use by process {}", std::process::id())),
+        "{error}"
+    );
 }
 
 #[test]
@@ -68,11 +101,18 @@ fn only_durable_batches_are_published_in_revision_order() {
     let store = Arc::new(open(dir.path()));
     let seen = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let sink = seen.clone();
-    store.subscribe(Box::new(move |changes| sink.lock().extend(changes.iter().map(|c| c.revision))));
+    store.subscribe(Box::new(move |changes| {
+        sink.lock().extend(changes.iter().map(|c| c.revision))
+    }));
     run(async {
         let writes = (0..200).map(|n| {
             let store = store.clone();
-            tokio::spawn(async move { store.commit(vec![put(&format!("/{n}"), b"v", Expect::Absent)]).await.unwrap() })
+            tokio::spawn(async move {
+                store
+                    .commit(vec![put(&format!("/{n}"), b"v", Expect::Absent)])
+                    .await
+                    .unwrap()
+            })
         });
         for write in writes.collect::<Vec<_>>() {
             let revision = write.await.unwrap();
