@@ -1,7 +1,7 @@
-//! The demo's workload: an HTTP server of the standard library alone, that answers with its pod's name.
+//! The demo's workload: an HTTP server that answers with its pod's name.
 //!
-//! One thread per connection, one request per connection; ends at once on SIGTERM (the default action, as the container's first process
-//! it must ask for it).
+//! One thread per connection, one request per connection. As its container's first process it must ask for SIGTERM to end by it
+//! (pid_namespaces(7)).
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -22,7 +22,7 @@ fn answer(stream: TcpStream, name: &str, greeting: &str) -> std::io::Result<()> 
     write!(&stream, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }
 
-fn main() -> std::io::Result<()> {
+fn serve() -> std::io::Result<()> {
     let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
     let (name, greeting) = (variable("POD_NAME", "nobody"), variable("GREETING", "hello from"));
     let listener = TcpListener::bind("0.0.0.0:8080")?;
@@ -36,4 +36,17 @@ fn main() -> std::io::Result<()> {
         });
     }
     Ok(())
+}
+
+fn main() -> std::io::Result<()> {
+    let server = std::thread::spawn(serve);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let asked = runtime.block_on(async {
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?.recv().await;
+        std::io::Result::Ok(())
+    });
+    if server.is_finished() {
+        eprintln!("the server ended by itself");
+    }
+    asked
 }

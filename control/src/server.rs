@@ -107,28 +107,60 @@ impl Server {
         let keys = tls::Keys::load(&config.pki_dir)?;
         let listener = TcpListener::bind(config.listen)
             .await
-            .map_err(|error| ServerError::Listen { address: config.listen, error })?;
+            .map_err(|error| ServerError::Listen {
+                address: config.listen,
+                error,
+            })?;
         let address = listener.local_addr().unwrap_or(config.listen);
         let cache = open(&config).await?;
-        let tokens = Arc::new(Tokens::load(&config.pki_dir.join("sa.key")).map_err(|error| ServerError::Pki {
-            path: config.pki_dir.join("sa.key"),
-            what: error.to_string(),
-        })?);
+        let tokens = Arc::new(
+            Tokens::load(&config.pki_dir.join("sa.key")).map_err(|error| ServerError::Pki {
+                path: config.pki_dir.join("sa.key"),
+                what: error.to_string(),
+            })?,
+        );
         let authorizer = Arc::new(Authorizer::new(cache.clone()));
         let authenticator = Arc::new(Authenticator::new(cache.clone(), tokens.clone()));
         let environment = Environment::system();
-        let registry = Arc::new(Registry::new(cache, authorizer.clone(), tokens, service_range, environment));
+        let registry = Arc::new(Registry::new(
+            cache,
+            authorizer.clone(),
+            tokens,
+            service_range,
+            environment,
+        ));
         let (stop, shutdown) = Shutdown::channel();
         let dialer = NodeDialer::new(keys.client.clone());
-        let api = Arc::new(Api::new(registry.clone(), authenticator, authorizer, dialer, shutdown.clone()));
+        let api = Arc::new(Api::new(
+            registry.clone(),
+            authenticator,
+            authorizer,
+            dialer,
+            shutdown.clone(),
+        ));
         let accepting = tokio::spawn(listen::serve(listener, keys.server.clone(), api.clone(), shutdown));
-        bootstrap::run(&registry, service_range, SocketAddr::new(config.advertise, address.port())).await?;
-        let settings = controllers::Config { cluster_cidr, root_ca_pem: keys.ca_pem.as_str().into() };
+        bootstrap::run(
+            &registry,
+            service_range,
+            SocketAddr::new(config.advertise, address.port()),
+        )
+        .await?;
+        let settings = controllers::Config {
+            cluster_cidr,
+            root_ca_pem: keys.ca_pem.as_str().into(),
+        };
         let controllers = controllers::start(registry.clone(), settings);
         let scheduler = scheduler::start(registry.clone());
         api.set_ready();
         tracing::info!(%address, "the API is ready");
-        Ok(Self { address, registry, stop, accepting, _controllers: controllers, _scheduler: scheduler })
+        Ok(Self {
+            address,
+            registry,
+            stop,
+            accepting,
+            _controllers: controllers,
+            _scheduler: scheduler,
+        })
     }
 
     /// Where the API listens.

@@ -39,7 +39,12 @@ fn malformed_bodies_are_bad_requests() {
     }
     let answer = cluster.request("POST", MAPS, "text/html", "x");
     refuses(&cluster, "html", &[415], answer);
-    let answer = cluster.request("PATCH", &format!("{MAPS}/kube-root-ca.crt"), "application/apply-patch+yaml", "{}");
+    let answer = cluster.request(
+        "PATCH",
+        &format!("{MAPS}/kube-root-ca.crt"),
+        "application/apply-patch+yaml",
+        "{}",
+    );
     refuses(&cluster, "apply", &[415], answer);
 }
 
@@ -65,7 +70,11 @@ fn deep_nesting_is_refused_at_once() {
         refuses(&cluster, what, &[400, 413], answer);
     }
     let patch = format!("{{\"data\":{}1{}}}", "{\"a\":".repeat(deep), "}".repeat(deep));
-    for kind in ["application/merge-patch+json", "application/strategic-merge-patch+json", "application/json-patch+json"] {
+    for kind in [
+        "application/merge-patch+json",
+        "application/strategic-merge-patch+json",
+        "application/json-patch+json",
+    ] {
         let answer = cluster.request("PATCH", &format!("{MAPS}/kube-root-ca.crt"), kind, patch.clone());
         refuses(&cluster, kind, &[400], answer);
     }
@@ -94,23 +103,53 @@ fn wrong_types_names_and_fields_are_explained() {
     let cases = [
         (pods, pod(json!({"containers": "none"}), "p"), 400),
         (pods, pod(json!({"containers": []}), "p"), 422),
-        (pods, pod(json!({"containers": [{"name": "A_b", "image": "x"}]}), "p"), 422),
+        (
+            pods,
+            pod(json!({"containers": [{"name": "A_b", "image": "x"}]}), "p"),
+            422,
+        ),
         (pods, pod(container.clone(), "Upper_Case"), 422),
         (pods, pod(container.clone(), &"x".repeat(300)), 422),
-        (pods, json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "p"}}).to_string(), 400),
-        (pods, json!({"metadata": {"name": "p", "namespace": "other"}, "spec": container}).to_string(), 400),
-        (pods, json!({"metadata": {"name": "p", "resourceVersion": "7"}, "spec": container}).to_string(), 400),
+        (
+            pods,
+            json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "p"}}).to_string(),
+            400,
+        ),
+        (
+            pods,
+            json!({"metadata": {"name": "p", "namespace": "other"}, "spec": container}).to_string(),
+            400,
+        ),
+        (
+            pods,
+            json!({"metadata": {"name": "p", "resourceVersion": "7"}, "spec": container}).to_string(),
+            400,
+        ),
         ("/api/v1/namespaces/none/pods", pod(container.clone(), "p"), 404),
         ("/api/v1/namespaces/default/gadgets", pod(container.clone(), "p"), 404),
-        ("/apis/apps/v1/namespaces/default/deployments", json!({"metadata": {"name": "d"}, "spec": {"replicas": -1}}).to_string(), 422),
+        (
+            "/apis/apps/v1/namespaces/default/deployments",
+            json!({"metadata": {"name": "d"}, "spec": {"replicas": -1}}).to_string(),
+            422,
+        ),
     ];
     for (path, body, expected) in cases {
         let answer = cluster.request("POST", path, JSON, body.clone());
         refuses(&cluster, &body[..body.len().min(120)], &[expected], answer);
     }
-    let unknown = pod(json!({"containers": [{"name": "a", "image": "x", "colour": "red"}]}), "p");
+    let unknown = pod(
+        json!({"containers": [{"name": "a", "image": "x", "colour": "red"}]}),
+        "p",
+    );
     let strict = cluster.request("POST", &format!("{pods}?fieldValidation=Strict"), JSON, unknown.clone());
-    assert!(strict.1["message"].as_str().unwrap().contains(r#"unknown field "spec.containers[0].colour""#), "{}", strict.1);
+    assert!(
+        strict.1["message"]
+            .as_str()
+            .unwrap()
+            .contains(r#"unknown field "spec.containers[0].colour""#),
+        "{}",
+        strict.1
+    );
     refuses(&cluster, "strict", &[400], strict);
     let (code, made) = cluster.request("POST", &format!("{pods}?fieldValidation=Ignore"), JSON, unknown);
     assert_eq!((code, made["spec"]["containers"][0].get("colour")), (201, None));

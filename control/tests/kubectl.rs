@@ -36,11 +36,22 @@ fn discovery_and_explain() {
     let cluster = Cluster::start();
     assert!(cluster.kubectl("version").contains("Server Version: v1.37.0+hull."));
     let resources = cluster.kubectl("api-resources");
-    for kind in ["pods", "deployments", "endpointslices", "clusterroles", "leases", "events"] {
+    for kind in [
+        "pods",
+        "deployments",
+        "endpointslices",
+        "clusterroles",
+        "leases",
+        "events",
+    ] {
         assert!(resources.contains(kind), "{kind} in {resources}");
     }
     assert!(cluster.kubectl("api-versions").contains("apps/v1"));
-    assert!(cluster.kubectl("explain deployment.spec.strategy.rollingUpdate.maxSurge").contains("maxSurge"));
+    assert!(
+        cluster
+            .kubectl("explain deployment.spec.strategy.rollingUpdate.maxSurge")
+            .contains("maxSurge")
+    );
     assert_eq!(cluster.kubectl("auth can-i create pods").trim(), "yes");
     assert!(cluster.kubectl("auth whoami").contains("kubernetes-admin"));
     assert!(cluster.kubectl("auth can-i --list").contains("*.*"));
@@ -50,17 +61,36 @@ fn discovery_and_explain() {
 fn apply_changes_and_removes() {
     let cluster = Cluster::start();
     let first = cluster.kubectl_in("apply -f -", MANIFEST);
-    assert!(first.contains("configmap/app created") && first.contains("deployment.apps/web created"), "{first}");
+    assert!(
+        first.contains("configmap/app created") && first.contains("deployment.apps/web created"),
+        "{first}"
+    );
     let again = cluster.kubectl_in("apply -f -", MANIFEST);
     assert_eq!(again.matches("unchanged").count(), 2, "{again}");
-    let changed = MANIFEST.replace(r#"{a: "1", b: "2"}"#, r#"{a: "3"}"#).replace("      - {name: side, image: \"side:1\"}\n", "");
+    let changed = MANIFEST
+        .replace(r#"{a: "1", b: "2"}"#, r#"{a: "3"}"#)
+        .replace("      - {name: side, image: \"side:1\"}\n", "");
     let arguments: Vec<&str> = "diff -f -".split(' ').collect();
-    assert_eq!(cluster.kubectl_with(&arguments, &changed, &[]).status.code(), Some(1), "diff sees the change");
-    assert_eq!(cluster.kubectl_in("apply -f -", &changed).matches("configured").count(), 2);
+    assert_eq!(
+        cluster.kubectl_with(&arguments, &changed, &[]).status.code(),
+        Some(1),
+        "diff sees the change"
+    );
+    assert_eq!(
+        cluster.kubectl_in("apply -f -", &changed).matches("configured").count(),
+        2
+    );
     assert_eq!(cluster.kubectl("get cm app -o jsonpath={.data}"), r#"{"a":"3"}"#);
-    assert_eq!(cluster.kubectl("get deploy web -o jsonpath={.spec.template.spec.containers[*].name}"), "web");
+    assert_eq!(
+        cluster.kubectl("get deploy web -o jsonpath={.spec.template.spec.containers[*].name}"),
+        "web"
+    );
     cluster.kubectl_in("delete -f -", &changed);
-    assert!(cluster.refused("get cm app", "").contains("configmaps \"app\" not found"));
+    assert!(
+        cluster
+            .refused("get cm app", "")
+            .contains("configmaps \"app\" not found")
+    );
 }
 
 #[test]
@@ -76,7 +106,12 @@ fn typed_creates_and_edits() {
     cluster.kubectl("expose deployment web --port=80 --type=NodePort -n one");
     let token = cluster.kubectl("create token robot -n one");
     assert_eq!(token.trim().split('.').count(), 3, "a JWT");
-    assert_eq!(cluster.kubectl("auth can-i get pods -n one --as=system:serviceaccount:one:robot").trim(), "yes");
+    assert_eq!(
+        cluster
+            .kubectl("auth can-i get pods -n one --as=system:serviceaccount:one:robot")
+            .trim(),
+        "yes"
+    );
     assert!(cluster.refused("get secrets -n one --as=system:serviceaccount:one:robot", "").contains(
         r#"User "system:serviceaccount:one:robot" cannot list resource "secrets" in API group "" in the namespace "one""#
     ));
@@ -93,8 +128,15 @@ fn typed_creates_and_edits() {
     cluster.kubectl(r#"patch cm cm -n one --type=merge -p {"data":{"a":null,"m":"1"}}"#);
     cluster.kubectl(r#"patch cm cm -n one --type=json -p [{"op":"add","path":"/data/j","value":"2"}]"#);
     cluster.kubectl(r#"patch cm cm -n one -p {"data":{"s":"3"}}"#);
-    assert_eq!(cluster.kubectl("get cm cm -n one -o jsonpath={.data}"), r#"{"j":"2","m":"1","s":"3"}"#);
-    assert!(cluster.kubectl("create cm dry --dry-run=server -n one -o name").contains("configmap/dry"));
+    assert_eq!(
+        cluster.kubectl("get cm cm -n one -o jsonpath={.data}"),
+        r#"{"j":"2","m":"1","s":"3"}"#
+    );
+    assert!(
+        cluster
+            .kubectl("create cm dry --dry-run=server -n one -o name")
+            .contains("configmap/dry")
+    );
     assert!(cluster.refused("get cm dry -n one", "").contains("not found"));
     cluster.kubectl("delete namespace one --timeout=30s");
     assert!(cluster.refused("get namespace one", "").contains("not found"));
@@ -109,10 +151,22 @@ fn workloads_scale_roll_out_and_end() {
     until(&cluster, "deploy/web", "{.status.replicas}", "3");
     cluster.kubectl("set image deploy/web web=web:2");
     until(&cluster, "deploy/web", "{.status.updatedReplicas}", "1");
-    assert_eq!(cluster.kubectl("rollout history deploy/web").lines().filter(|line| line.starts_with(['1', '2'])).count(), 2);
+    assert_eq!(
+        cluster
+            .kubectl("rollout history deploy/web")
+            .lines()
+            .filter(|line| line.starts_with(['1', '2']))
+            .count(),
+        2
+    );
     cluster.kubectl("rollout restart deploy/web");
     cluster.kubectl("rollout undo deploy/web --to-revision=1");
-    until(&cluster, "deploy/web", "{.spec.template.spec.containers[0].image}", "web:1");
+    until(
+        &cluster,
+        "deploy/web",
+        "{.spec.template.spec.containers[0].image}",
+        "web:1",
+    );
     assert!(cluster.kubectl("get events").contains("ScalingReplicaSet"));
     assert!(cluster.kubectl("events").contains("ScalingReplicaSet"));
     assert!(cluster.kubectl("describe deploy web").contains("RollingUpdateStrategy"));

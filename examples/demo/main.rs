@@ -34,7 +34,17 @@ struct Options {
     manifest: PathBuf,
 }
 
-fn main() -> Result<()> {
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let options = Options::parse();
     ensure!(rustix::process::geteuid().is_root(), "the demo needs root: it makes namespaces, cgroups and network devices. Run it with sudo");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;

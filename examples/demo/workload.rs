@@ -81,17 +81,23 @@ impl Workload {
                 pods.insert(name, (state, pod));
             }
             let ready: Vec<ReadyPod> = pods.values().filter(|(_, pod)| is_ready(pod)).filter_map(|(_, pod)| address(pod)).collect();
-            if ready.len() == count && self.endpoints().await? == count {
+            if ready.len() == count {
+                let behind = async {
+                    while self.endpoints().await? != count {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    anyhow::Ok(())
+                };
+                tokio::time::timeout(left, behind).await.with_context(|| format!("{what}: the service has not {count} endpoints"))??;
                 println!("  {count} pods ready and behind the service after {} ms", began.elapsed().as_millis());
                 return Ok(ready);
             }
         }
     }
 
-    /// Ready endpoints of the service; waits for the first answer that has all of the pods.
+    /// Ready endpoints of the service.
     async fn endpoints(&self) -> Result<usize> {
         let path = format!("/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3Dweb");
-        tokio::time::sleep(Duration::from_millis(10)).await;
         let slices = self.client.list(&path).await?;
         let endpoints = slices.iter().flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
         Ok(endpoints.filter(|endpoint| endpoint["conditions"]["ready"] != false).count())

@@ -199,8 +199,7 @@ fn is_tag(text: &str) -> bool {
 /// Lower-case letters and digits, separated by `.`, `_`, `__` or any number of `-`.
 fn is_component(text: &str) -> bool {
     let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let edges = text.as_bytes().first().is_some_and(alphanumeric)
-        && text.as_bytes().last().is_some_and(alphanumeric);
+    let edges = text.as_bytes().first().is_some_and(alphanumeric) && text.as_bytes().last().is_some_and(alphanumeric);
     let separator = |run: &[u8]| matches!(run, b"" | b"." | b"_" | b"__") || run.iter().all(|b| *b == b'-');
     edges && text.as_bytes().split(alphanumeric).all(separator)
 }

@@ -18,7 +18,6 @@ use rustix::mount::{
 
 use super::digest::Digest;
 use super::error::{Context, Error};
-use super::index::replace_file;
 use super::store::{Image, ImageStore, names_in, remove_any};
 
 /// Longest value that fsconfig(2) takes.
@@ -47,9 +46,7 @@ impl ImageStore {
         }
         {
             let _use = self.begin_use()?;
-            let layers =
-                serde_json::to_vec(&image.layers).map_err(|error| Error::malformed("the list of layers", error))?;
-            replace_file(&dir.join("layers.json"), &layers)?;
+            note_layers(&dir, &image.layers)?;
         }
         let mounted = self.mount_layers(image, &dir, &path);
         if mounted.is_err() {
@@ -89,13 +86,11 @@ impl ImageStore {
         let mut used = BTreeSet::new();
         for container in self.containers()? {
             let path = self.containers_dir().join(container).join("layers.json");
-            // Without the file nothing was mounted yet.
-            let layers: Vec<Digest> = match fs::read(&path) {
-                Ok(text) => {
-                    serde_json::from_slice(&text).map_err(|e| Error::malformed(path.display().to_string(), e))?
-                }
-                Err(_) => Vec::new(),
-            };
+            // Without a whole file nothing was mounted yet, or not since the machine last started.
+            let layers: Vec<Digest> = fs::read(path)
+                .ok()
+                .and_then(|text| serde_json::from_slice(&text).ok())
+                .unwrap_or_default();
             used.extend(layers.iter().map(|layer| layer.hex().to_owned()));
         }
         Ok(used)
@@ -138,6 +133,14 @@ impl ImageStore {
         }
         .context(|| format!("mounting the root file system {}", target.display()))
     }
+}
+
+/// Notes which layers a container uses. No mount outlives the machine, so this need not outlive it either: no fsync.
+fn note_layers(dir: &Path, layers: &[Digest]) -> Result<(), Error> {
+    let (path, new) = (dir.join("layers.json"), dir.join("layers.new"));
+    let text = serde_json::to_vec(layers).map_err(|error| Error::malformed("the list of layers", error))?;
+    let written = fs::write(&new, text).and_then(|()| fs::rename(&new, &path));
+    written.context(|| format!("writing {}", path.display()))
 }
 
 /// The root directory of an overlay is its upper one: without this it would not be the image's.

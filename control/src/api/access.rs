@@ -14,7 +14,10 @@ use crate::schema::Resource;
 /// # Errors
 /// 401; 403 when impersonating without the right to.
 pub fn authenticate(api: &Api, headers: &HeaderMap, peer: &Peer) -> Result<User, Status> {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_token);
+    let bearer = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(bearer_token);
     let user = api
         .authenticator
         .authenticate(peer.certificate.as_deref(), bearer)
@@ -29,18 +32,31 @@ fn bearer_token(value: &str) -> Option<&str> {
 
 /// `Impersonate-User`, `-Group`, `-Uid`, for those who have the verb `impersonate` (`kubectl --as`).
 fn impersonate(api: &Api, headers: &HeaderMap, user: User) -> Result<User, Status> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+            .to_owned()
+    };
     let name = text("impersonate-user");
-    let groups: Vec<String> =
-        headers.get_all("impersonate-group").iter().filter_map(|value| value.to_str().ok().map(str::to_owned)).collect();
+    let groups: Vec<String> = headers
+        .get_all("impersonate-group")
+        .iter()
+        .filter_map(|value| value.to_str().ok().map(str::to_owned))
+        .collect();
     if name.is_empty() {
         return if groups.is_empty() {
             Ok(user)
         } else {
-            Err(Status::bad_request("requested impersonation of groups without impersonating a user"))
+            Err(Status::bad_request(
+                "requested impersonation of groups without impersonating a user",
+            ))
         };
     }
-    let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+    let account = name
+        .strip_prefix("system:serviceaccount:")
+        .and_then(|rest| rest.split_once(':'));
     let (namespace, resource, short) = match account {
         Some((namespace, account)) => (namespace, "serviceaccounts", account),
         None => ("", "users", name.as_str()),
@@ -53,21 +69,37 @@ fn impersonate(api: &Api, headers: &HeaderMap, user: User) -> Result<User, Statu
     if groups.is_empty()
         && let Some((namespace, _)) = account
     {
-        groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
+        groups = vec![
+            "system:serviceaccounts".into(),
+            format!("system:serviceaccounts:{namespace}"),
+        ];
     }
     if !groups.iter().any(|group| group == "system:authenticated") {
         groups.push("system:authenticated".into());
     }
-    Ok(User { name, uid: text("impersonate-uid"), groups, ..User::default() })
+    Ok(User {
+        name,
+        uid: text("impersonate-uid"),
+        groups,
+        ..User::default()
+    })
 }
 
 fn may_impersonate(api: &Api, user: &User, resource: &str, namespace: &str, name: &str) -> Result<(), Status> {
-    let attributes = Attributes { verb: "impersonate", resource, namespace, name, ..Attributes::default() };
+    let attributes = Attributes {
+        verb: "impersonate",
+        resource,
+        namespace,
+        name,
+        ..Attributes::default()
+    };
     match api.authorizer.authorize(user, &attributes) {
         Decision::Allow(_) => Ok(()),
         Decision::Deny(reason) => {
-            let message =
-                format!("{resource} \"{name}\" is forbidden: {}", refusal_text(user, &attributes, resource, &reason));
+            let message = format!(
+                "{resource} \"{name}\" is forbidden: {}",
+                refusal_text(user, &attributes, resource, &reason)
+            );
             Err(Status::new(403, "Forbidden", message))
         }
     }
@@ -98,8 +130,16 @@ fn attributes<'a>(route: &'a ResourceRoute, params: &'a Params) -> Attributes<'a
         group: route.resource.group,
         resource: route.resource.plural,
         subresource: route.sub().unwrap_or_default(),
-        namespace: if namespace_itself { &route.name } else { &route.namespace },
-        name: if route.name.is_empty() { named_by(params) } else { &route.name },
+        namespace: if namespace_itself {
+            &route.name
+        } else {
+            &route.namespace
+        },
+        name: if route.name.is_empty() {
+            named_by(params)
+        } else {
+            &route.name
+        },
         field_selector: params.get("fieldSelector"),
         ..Attributes::default()
     }
@@ -108,17 +148,13 @@ fn attributes<'a>(route: &'a ResourceRoute, params: &'a Params) -> Attributes<'a
 /// The one name a field selector asks for, if it asks for one.
 fn named_by(params: &Params) -> &str {
     let terms = params.text("fieldSelector").split(',');
-    let mut names = terms.filter_map(|term| term.strip_prefix("metadata.name=")).map(|name| name.trim_start_matches('='));
+    let mut names = terms
+        .filter_map(|term| term.strip_prefix("metadata.name="))
+        .map(|name| name.trim_start_matches('='));
     names.next().unwrap_or_default()
 }
 
-fn denied(
-    resource: &'static Resource,
-    user: &User,
-    attributes: &Attributes<'_>,
-    asked: &str,
-    reason: &str,
-) -> Status {
+fn denied(resource: &'static Resource, user: &User, attributes: &Attributes<'_>, asked: &str, reason: &str) -> Status {
     let text = refusal_text(user, attributes, asked, reason);
     let mut status = Status::forbidden(resource, attributes.name, &text);
     if attributes.name.is_empty() {
@@ -149,12 +185,23 @@ fn refusal_text(user: &User, attributes: &Attributes<'_>, asked: &str, reason: &
 /// 403.
 pub fn authorize_path(api: &Api, user: &User, method: &Method, path: &str) -> Result<(), Status> {
     let verb = method.as_str().to_ascii_lowercase();
-    let attributes = Attributes { verb: &verb, non_resource_path: Some(path), ..Attributes::default() };
+    let attributes = Attributes {
+        verb: &verb,
+        non_resource_path: Some(path),
+        ..Attributes::default()
+    };
     match api.authorizer.authorize(user, &attributes) {
         Decision::Allow(_) => Ok(()),
         Decision::Deny(reason) => {
-            let suffix = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-            let message = format!("forbidden: User \"{}\" cannot {verb} path \"{path}\"{suffix}", user.name);
+            let suffix = if reason.is_empty() {
+                String::new()
+            } else {
+                format!(": {reason}")
+            };
+            let message = format!(
+                "forbidden: User \"{}\" cannot {verb} path \"{path}\"{suffix}",
+                user.name
+            );
             Err(Status::new(403, "Forbidden", message))
         }
     }

@@ -53,7 +53,9 @@ pub fn respond(code: u16, media_type: &str, body: Body) -> Response {
     if let Ok(value) = HeaderValue::from_str(media_type) {
         response.headers_mut().insert(header::CONTENT_TYPE, value);
     }
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
 }
 
@@ -75,8 +77,10 @@ pub fn text(code: u16, text: impl Into<Bytes>) -> Response {
 /// A refusal.
 pub fn refusal(status: &Status) -> Response {
     let mut response = value(status.code, &status.to_value());
-    if let Some(seconds) = status.retry_after {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    if let Some(seconds) = status.details.as_ref().and_then(|details| details.retry_after) {
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }
@@ -89,6 +93,8 @@ pub async fn collect(body: UnsyncBoxBody<Bytes, BodyError>) -> Result<Bytes, Sta
     match Limited::new(body, MAX_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Status::too_large(MAX_BODY)),
-        Err(error) => Err(Status::bad_request(format!("the body of the request could not be read: {error}"))),
+        Err(error) => Err(Status::bad_request(format!(
+            "the body of the request could not be read: {error}"
+        ))),
     }
 }

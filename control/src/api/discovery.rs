@@ -17,7 +17,11 @@ use crate::schema::{self, Resource, openapi};
 /// 404, 405.
 pub fn answer(method: &Method, path: &str, headers: &HeaderMap, params: &Params) -> Result<Response, Status> {
     if !matches!(*method, Method::GET | Method::HEAD) {
-        return Err(Status::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource"));
+        return Err(Status::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        ));
     }
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match parts.as_slice() {
@@ -25,7 +29,9 @@ pub fn answer(method: &Method, path: &str, headers: &HeaderMap, params: &Params)
         ["api"] => Ok(aggregated(headers, true).unwrap_or_else(|| body::value(200, &core_versions()))),
         ["apis"] => Ok(aggregated(headers, false).unwrap_or_else(|| body::value(200, &group_list()))),
         ["api", version] => resource_list("", version),
-        ["apis", group] => find_group(group).map(|group| body::value(200, &group)).ok_or_else(Status::no_route),
+        ["apis", group] => find_group(group)
+            .map(|group| body::value(200, &group))
+            .ok_or_else(Status::no_route),
         ["apis", group, version] => resource_list(group, version),
         ["openapi", "v3"] => Ok(body::json(200, openapi::index())),
         ["openapi", "v3", rest @ ..] => openapi_document(&rest.join("/"), headers, params),
@@ -52,7 +58,9 @@ fn groups() -> Vec<&'static str> {
 }
 
 fn rows(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
-    schema::resources().iter().filter(move |row| row.group == group && row.version == version)
+    schema::resources()
+        .iter()
+        .filter(move |row| row.group == group && row.version == version)
 }
 
 fn root() -> Value {
@@ -99,7 +107,11 @@ fn resource_list(group: &str, version: &str) -> Result<Response, Status> {
     if resources.is_empty() {
         return Err(Status::no_route());
     }
-    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    let group_version = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
     let list =
         json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources});
     Ok(body::value(200, &list))
@@ -148,7 +160,9 @@ fn aggregated(headers: &HeaderMap, core: bool) -> Option<Response> {
             _ => None,
         }
     })??;
-    let served = group_versions().into_iter().filter(|(group, _)| group.is_empty() == core);
+    let served = group_versions()
+        .into_iter()
+        .filter(|(group, _)| group.is_empty() == core);
     let mut items: Vec<(&str, Vec<Value>)> = Vec::new();
     for (group, version) in served {
         let resources: Vec<Value> = rows(group, version).map(describe_aggregated).collect();
@@ -158,7 +172,10 @@ fn aggregated(headers: &HeaderMap, core: bool) -> Option<Response> {
             None => items.push((group, vec![entry])),
         }
     }
-    let items: Vec<Value> = items.into_iter().map(|(group, versions)| named_group(group, &versions)).collect();
+    let items: Vec<Value> = items
+        .into_iter()
+        .map(|(group, versions)| named_group(group, &versions))
+        .collect();
     let list = json!({
         "kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"), "metadata": {},
         "items": items,

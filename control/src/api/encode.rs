@@ -74,15 +74,24 @@ impl Encoder {
             "None" => Include::None,
             "Object" => Include::Object,
             other => {
-                return Err(Status::bad_request(format!("invalid includeObject value {other:?}: must be None, Metadata or Object")));
+                return Err(Status::bad_request(format!(
+                    "invalid includeObject value {other:?}: must be None, Metadata or Object"
+                )));
             }
         };
-        Ok(Self { row, shape, include, now })
+        Ok(Self {
+            row,
+            shape,
+            include,
+            now,
+        })
     }
 
     /// The object in the requested version: its stored body, unless this version differs from the stored one.
     pub fn body(&self, object: &Object) -> Bytes {
-        let Some(conversion) = &self.row.conversion else { return object.body.clone() };
+        let Some(conversion) = &self.row.conversion else {
+            return object.body.clone();
+        };
         let mut value = object.value();
         (conversion.from_storage)(&mut value);
         value.to_string().into()
@@ -94,7 +103,12 @@ impl Encoder {
         match self.shape {
             Shape::Object => return body::json(code, self.body(object)),
             Shape::Metadata(_) => self.item(object, &mut out),
-            Shape::Table(_) => self.table(&json!({"resourceVersion": object.revision.to_string()}), [object], true, &mut out),
+            Shape::Table(_) => self.table(
+                &json!({"resourceVersion": object.revision.to_string()}),
+                [object],
+                true,
+                &mut out,
+            ),
         }
         body::json(code, out)
     }
@@ -127,7 +141,10 @@ impl Encoder {
         let chunks = futures_util::stream::unfold(Some((head, fill)), |state| async {
             let (mut out, mut fill) = state?;
             let more = fill(&mut out, CHUNK);
-            Some((Bytes::from(out), more.then(|| (Vec::with_capacity(CHUNK + CHUNK / 4), fill))))
+            Some((
+                Bytes::from(out),
+                more.then(|| (Vec::with_capacity(CHUNK + CHUNK / 4), fill)),
+            ))
         });
         body::respond(200, body::JSON, body::streamed(chunks))
     }
@@ -141,7 +158,9 @@ impl Encoder {
                 self.row.api_version()
             ),
             Shape::Metadata(version) => {
-                format!(r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/{version}","metadata":{meta},"items":["#)
+                format!(
+                    r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/{version}","metadata":{meta},"items":["#
+                )
             }
             Shape::Table(version) => format!(
                 r#"{{"kind":"Table","apiVersion":"meta.k8s.io/{version}","metadata":{meta},"columnDefinitions":{},"rows":["#,
@@ -178,7 +197,11 @@ impl Encoder {
 
     fn table<'a>(&self, meta: &Value, items: impl IntoIterator<Item = &'a Object>, columns: bool, out: &mut Vec<u8>) {
         let Shape::Table(version) = self.shape else { return };
-        let columns = if columns { table::column_definitions(self.row) } else { "null".into() };
+        let columns = if columns {
+            table::column_definitions(self.row)
+        } else {
+            "null".into()
+        };
         let head = format!(
             r#"{{"kind":"Table","apiVersion":"meta.k8s.io/{version}","metadata":{meta},"columnDefinitions":{columns},"rows":["#
         );
@@ -230,12 +253,17 @@ impl Encoder {
 
 /// An `ERROR` event: the watch ends with this status.
 pub fn error_event(status: &Status, out: &mut Vec<u8>) {
-    out.extend_from_slice(json!({"type": "ERROR", "object": status.to_value()}).to_string().as_bytes());
+    out.extend_from_slice(
+        json!({"type": "ERROR", "object": status.to_value()})
+            .to_string()
+            .as_bytes(),
+    );
     out.push(b'\n');
 }
 
 fn metadata_only(object: &Object, version: &str, out: &mut Vec<u8>) {
     let metadata = serde_json::from_slice::<OnlyMetadata<'_>>(&object.body).map_or("{}", |only| only.metadata.get());
-    let text = format!(r#"{{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/{version}","metadata":{metadata}}}"#);
+    let text =
+        format!(r#"{{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/{version}","metadata":{metadata}}}"#);
     out.extend_from_slice(text.as_bytes());
 }

@@ -15,7 +15,10 @@ pub fn answer(api: &Api, method: &Method, path: &str, params: &Params) -> Option
     if !matches!(*method, Method::GET | Method::HEAD) {
         return None;
     }
-    let (endpoint, check) = path.trim_start_matches('/').split_once('/').unwrap_or((path.trim_start_matches('/'), ""));
+    let (endpoint, check) = path
+        .trim_start_matches('/')
+        .split_once('/')
+        .unwrap_or((path.trim_start_matches('/'), ""));
     match (endpoint, check) {
         ("version", "") => Some(version()),
         ("healthz" | "livez", "" | "ping") => Some(health(endpoint, true, params)),
@@ -30,7 +33,10 @@ fn health(endpoint: &str, well: bool, params: &Params) -> Response {
     match (well, verbose) {
         (true, false) => body::text(200, "ok"),
         (true, true) => body::text(200, format!("[+]ping ok\n[+]store ok\n{endpoint} check passed\n")),
-        (false, _) => body::text(500, format!("[+]ping ok\n[-]startup failed: still starting\n{endpoint} check failed\n")),
+        (false, _) => body::text(
+            500,
+            format!("[+]ping ok\n[-]startup failed: still starting\n{endpoint} check failed\n"),
+        ),
     }
 }
 

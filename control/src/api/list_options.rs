@@ -60,7 +60,11 @@ pub struct Continue {
 impl Continue {
     /// A token for the next page.
     pub fn new(revision: i64, after: String) -> Self {
-        Self { version: "meta.k8s.io/v1".into(), revision, after }
+        Self {
+            version: "meta.k8s.io/v1".into(),
+            revision,
+            after,
+        }
     }
 
     /// As sent to the client.
@@ -75,10 +79,14 @@ impl Continue {
         let decoded: Self = serde_json::from_slice(&bytes)
             .map_err(|error| Status::bad_request(format!("continue key is not valid: {error}")))?;
         if decoded.version != "meta.k8s.io/v1" {
-            return Err(Status::bad_request("continue key is not valid: server does not recognize this encoded version"));
+            return Err(Status::bad_request(
+                "continue key is not valid: server does not recognize this encoded version",
+            ));
         }
         if decoded.revision == 0 || decoded.revision < -1 || decoded.after.is_empty() {
-            return Err(Status::bad_request("continue key is not valid: incorrect encoded start resourceVersion"));
+            return Err(Status::bad_request(
+                "continue key is not valid: incorrect encoded start resourceVersion",
+            ));
         }
         Ok(decoded)
     }
@@ -95,12 +103,19 @@ impl ListOptions {
         let resume = match params.text("continue") {
             "" => None,
             token if watch => {
-                return Err(Status::bad_request(format!("continue is not allowed for a watch (got {token:?})")));
+                return Err(Status::bad_request(format!(
+                    "continue is not allowed for a watch (got {token:?})"
+                )));
             }
             token => Some(Continue::decode(token)?),
         };
-        let limit = params.number("limit")?.and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit > 0);
-        let timeout_seconds = params.number("timeoutSeconds")?.and_then(|seconds| u64::try_from(seconds).ok());
+        let limit = params
+            .number("limit")?
+            .and_then(|limit| usize::try_from(limit).ok())
+            .filter(|limit| *limit > 0);
+        let timeout_seconds = params
+            .number("timeoutSeconds")?
+            .and_then(|seconds| u64::try_from(seconds).ok());
         Ok(Self {
             query: query(route, params)?,
             limit,
@@ -129,7 +144,11 @@ pub fn query(route: &ResourceRoute, params: &Params) -> Result<Query, Status> {
         selector = selector.and_field("metadata.name", &route.name);
     }
     let namespace = (!route.namespace.is_empty()).then(|| route.namespace.as_str().into());
-    Ok(Query { resource: route.resource.key.into(), namespace, selector })
+    Ok(Query {
+        resource: route.resource.key.into(),
+        namespace,
+        selector,
+    })
 }
 
 fn freshness(params: &Params) -> Result<Freshness, Status> {
@@ -138,7 +157,9 @@ fn freshness(params: &Params) -> Result<Freshness, Status> {
         return Ok(Freshness::Latest);
     }
     let revision: Revision = version.parse().map_err(|_| {
-        Status::bad_request(format!("Invalid value: {version:?}: resourceVersion must be an unsigned integer"))
+        Status::bad_request(format!(
+            "Invalid value: {version:?}: resourceVersion must be an unsigned integer"
+        ))
     })?;
     Ok(match (revision, params.text("resourceVersionMatch")) {
         (0, _) => Freshness::Any,
@@ -160,7 +181,9 @@ fn check_combination(params: &Params, watch: bool) -> Result<(), Status> {
     } else if matching.is_empty() {
         None
     } else if watch && !initial {
-        Some("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")
+        Some(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        )
     } else if version.is_empty() && !watch {
         Some("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided")
     } else if !params.text("continue").is_empty() {
@@ -174,7 +197,11 @@ fn check_combination(params: &Params, watch: bool) -> Result<(), Status> {
     };
     match fault {
         None => Ok(()),
-        Some(fault) => Err(Status::new(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: {fault}"))),
+        Some(fault) => Err(Status::new(
+            422,
+            "Invalid",
+            format!("ListOptions.meta.k8s.io \"\" is invalid: {fault}"),
+        )),
     }
 }
 
@@ -186,7 +213,12 @@ mod tests {
     fn continue_tokens_go_round_and_nonsense_is_refused() {
         let token = Continue::new(7, "default/web".into());
         assert_eq!(Continue::decode(&token.encode()).unwrap(), token);
-        for bad in ["x", "%%%", "e30", &URL_SAFE_NO_PAD.encode(r#"{"v":"other","rv":1,"start":"a"}"#)] {
+        for bad in [
+            "x",
+            "%%%",
+            "e30",
+            &URL_SAFE_NO_PAD.encode(r#"{"v":"other","rv":1,"start":"a"}"#),
+        ] {
             assert_eq!(Continue::decode(bad).unwrap_err().code, 400, "{bad}");
         }
     }
@@ -198,7 +230,10 @@ mod tests {
         assert_eq!(read("resourceVersion=0"), Ok(Freshness::Any));
         assert_eq!(read("resourceVersion=9"), Ok(Freshness::NotOlderThan(9)));
         assert_eq!(read("resourceVersion=9&limit=5"), Ok(Freshness::Exact(9)));
-        assert_eq!(read("resourceVersion=9&resourceVersionMatch=Exact"), Ok(Freshness::Exact(9)));
+        assert_eq!(
+            read("resourceVersion=9&resourceVersionMatch=Exact"),
+            Ok(Freshness::Exact(9))
+        );
         assert_eq!(read("resourceVersion=-1"), Err(400));
         for (query, watch) in [
             ("resourceVersionMatch=Exact", false),
@@ -207,7 +242,11 @@ mod tests {
             ("sendInitialEvents=true", true),
             ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan", false),
         ] {
-            assert_eq!(check_combination(&Params::parse(query), watch).unwrap_err().code, 422, "{query}");
+            assert_eq!(
+                check_combination(&Params::parse(query), watch).unwrap_err().code,
+                422,
+                "{query}"
+            );
         }
     }
 }

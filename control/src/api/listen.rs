@@ -84,9 +84,14 @@ async fn accept(
 
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, api: Arc<Api>, shutdown: Shutdown) {
     _ = stream.set_nodelay(true);
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else { return };
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
+        return;
+    };
     let session = stream.get_ref().1;
-    let certificate = session.peer_certificates().and_then(|chain| chain.first()).map(|first| first.to_vec());
+    let certificate = session
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+        .map(|first| first.to_vec());
     let http2 = session.alpn_protocol() == Some(b"h2");
     let peer = Arc::new(Peer { certificate });
     let service = service_fn(move |request: http::Request<Incoming>| {

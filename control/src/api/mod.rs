@@ -90,7 +90,12 @@ pub(crate) struct Context {
 impl Context {
     /// How answers to this request are encoded.
     fn encoder(&self, registry: &Registry) -> Result<Encoder, Status> {
-        Encoder::new(self.route.resource, self.shape.clone()?, &self.params, registry.environment().now())
+        Encoder::new(
+            self.route.resource,
+            self.shape.clone()?,
+            &self.params,
+            registry.environment().now(),
+        )
     }
 }
 
@@ -103,7 +108,14 @@ impl Api {
         nodes: NodeDialer,
         shutdown: Shutdown,
     ) -> Self {
-        Self { registry, authenticator, authorizer, nodes, ready: AtomicBool::new(false), shutdown }
+        Self {
+            registry,
+            authenticator,
+            authorizer,
+            nodes,
+            ready: AtomicBool::new(false),
+            shutdown,
+        }
     }
 
     /// From now on `/readyz` says yes.
@@ -120,14 +132,20 @@ impl Api {
         let warnings = Warnings::default();
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
-        let answer = AssertUnwindSafe(self.answer(request, &peer, &warnings)).catch_unwind().await;
+        let answer = AssertUnwindSafe(self.answer(request, &peer, &warnings))
+            .catch_unwind()
+            .await;
         let mut response = match answer {
             Ok(Ok(response)) => response,
             Ok(Err(status)) => body::refusal(&status),
             Err(panic) => {
                 let what = panic_text(&*panic);
                 tracing::error!(%method, path, what, "a request panicked; the server goes on");
-                body::refusal(&Status::new(500, "InternalError", "This request caused an error; see the server's log"))
+                body::refusal(&Status::new(
+                    500,
+                    "InternalError",
+                    "This request caused an error; see the server's log",
+                ))
             }
         };
         for warning in warnings.take() {
@@ -153,7 +171,13 @@ impl Api {
             Route::Resource(route) => {
                 access::authorize(self, &user, &route, &params)?;
                 let shape = negotiate::shape(request.headers());
-                let context = Context { user, route, params, shape, warnings: warnings.clone() };
+                let context = Context {
+                    user,
+                    route,
+                    params,
+                    shape,
+                    warnings: warnings.clone(),
+                };
                 self.dispatch(&context, request).await
             }
         }
@@ -173,9 +197,11 @@ impl Api {
                     let bytes = body::collect(incoming).await?;
                     self.write(context, &parts.headers, &bytes).await
                 };
-                tokio::time::timeout(REQUEST_TIMEOUT, write)
-                    .await
-                    .unwrap_or_else(|_| Err(Status::timeout("Timeout: request did not complete within the allotted time")))
+                tokio::time::timeout(REQUEST_TIMEOUT, write).await.unwrap_or_else(|_| {
+                    Err(Status::timeout(
+                        "Timeout: request did not complete within the allotted time",
+                    ))
+                })
             }
         }
     }
@@ -194,7 +220,9 @@ impl Api {
 
 /// Refuses a body that says it is too large before any of it is read.
 fn check_length(headers: &HeaderMap) -> Result<(), Status> {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok());
     match length.and_then(|text| text.parse::<usize>().ok()) {
         Some(length) if length > body::MAX_BODY => Err(Status::too_large(body::MAX_BODY)),
         _ => Ok(()),

@@ -30,7 +30,10 @@ pub struct Accepted<'a> {
 impl<'a> Accepted<'a> {
     /// A parameter, e.g. `as`, `g`, `v`.
     pub fn parameter(&self, name: &str) -> Option<&'a str> {
-        self.parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+        self.parameters
+            .iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| *value)
     }
 
     /// Whether JSON satisfies it.
@@ -41,11 +44,17 @@ impl<'a> Accepted<'a> {
 
 /// The entries of `Accept`, best first; no header accepts anything.
 pub fn accepted(headers: &HeaderMap) -> Vec<Accepted<'_>> {
-    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let values = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     let mut entries: Vec<(f32, Accepted<'_>)> = values.flat_map(|value| value.split(',')).filter_map(entry).collect();
     entries.sort_by(|(a, _), (b, _)| b.total_cmp(a));
     if entries.is_empty() {
-        return vec![Accepted { media_type: "*/*", parameters: Vec::new() }];
+        return vec![Accepted {
+            media_type: "*/*",
+            parameters: Vec::new(),
+        }];
     }
     entries.into_iter().map(|(_, entry)| entry).collect()
 }
@@ -54,7 +63,10 @@ fn entry(text: &str) -> Option<(f32, Accepted<'_>)> {
     let mut parts = text.split(';').map(str::trim);
     let media_type = parts.next().filter(|media_type| !media_type.is_empty())?;
     let parameters: Vec<_> = parts.filter_map(|part| part.split_once('=')).collect();
-    let quality = parameters.iter().find(|(key, _)| *key == "q").and_then(|(_, value)| value.parse().ok());
+    let quality = parameters
+        .iter()
+        .find(|(key, _)| *key == "q")
+        .and_then(|(_, value)| value.parse().ok());
     Some((quality.unwrap_or(1.0), Accepted { media_type, parameters }))
 }
 
@@ -97,7 +109,10 @@ pub fn encoding(headers: &HeaderMap) -> Result<Encoding, Status> {
 
 /// `Content-Type` without its parameters.
 pub fn media_type(headers: &HeaderMap) -> &str {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim()
 }
 
@@ -115,11 +130,23 @@ mod tests {
     fn the_first_servable_shape_wins() {
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(ask(kubectl), Ok(Shape::Table("v1")));
-        assert_eq!(ask("application/json;as=Table;v=v9;g=meta.k8s.io,application/json"), Ok(Shape::Object));
-        assert_eq!(ask("application/vnd.kubernetes.protobuf,application/json"), Ok(Shape::Object));
+        assert_eq!(
+            ask("application/json;as=Table;v=v9;g=meta.k8s.io,application/json"),
+            Ok(Shape::Object)
+        );
+        assert_eq!(
+            ask("application/vnd.kubernetes.protobuf,application/json"),
+            Ok(Shape::Object)
+        );
         assert_eq!(ask("application/vnd.kubernetes.protobuf"), Err(406));
         assert_eq!(ask("text/html;q=0.9,*/*;q=0.1"), Ok(Shape::Object));
-        assert_eq!(ask("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"), Ok(Shape::Metadata("v1")));
-        assert_eq!(shape(&HeaderMap::new()).map_err(|status| status.code), Ok(Shape::Object));
+        assert_eq!(
+            ask("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"),
+            Ok(Shape::Metadata("v1"))
+        );
+        assert_eq!(
+            shape(&HeaderMap::new()).map_err(|status| status.code),
+            Ok(Shape::Object)
+        );
     }
 }

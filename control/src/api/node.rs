@@ -49,12 +49,17 @@ pub struct NodeDialer {
 impl NodeDialer {
     /// A dialer that trusts and identifies itself as `config` says.
     pub fn new(config: Arc<rustls::ClientConfig>) -> Self {
-        Self { tls: TlsConnector::from(config) }
+        Self {
+            tls: TlsConnector::from(config),
+        }
     }
 
     async fn dial(&self, node: &Node) -> Result<SendRequest<Empty<Bytes>>, Status> {
         let unreachable = |what: String| {
-            let message = format!("error dialing the agent of node {} at {}:{}: {what}", node.name, node.address, node.port);
+            let message = format!(
+                "error dialing the agent of node {} at {}:{}: {what}",
+                node.name, node.address, node.port
+            );
             Status::new(502, "BadGateway", message)
         };
         let connect = async {
@@ -66,8 +71,9 @@ impl NodeDialer {
             .await
             .map_err(|_| unreachable("timed out".into()))?
             .map_err(|error| unreachable(error.to_string()))?;
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(error.to_string()))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
         tokio::spawn(connection.with_upgrades());
         Ok(sender)
     }
@@ -99,7 +105,10 @@ pub async fn log(api: &super::Api, context: &Context) -> Result<Response, Status
     }
     let mut sender = api.nodes.dial(&node).await?;
     let request = agent_request(&target, &node, HeaderMap::new())?;
-    let response = sender.send_request(request).await.map_err(|error| broken(&node, &error))?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|error| broken(&node, &error))?;
     if response.status() != StatusCode::OK {
         return Err(agent_error(response).await);
     }
@@ -134,7 +143,10 @@ pub async fn stream(api: &super::Api, context: &Context, mut request: Request) -
     }
     let mut sender = api.nodes.dial(&node).await?;
     let asked = agent_request(&target, &node, headers)?;
-    let mut answered = sender.send_request(asked).await.map_err(|error| broken(&node, &error))?;
+    let mut answered = sender
+        .send_request(asked)
+        .await
+        .map_err(|error| broken(&node, &error))?;
     if answered.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(agent_error(answered).await);
     }
@@ -172,10 +184,26 @@ fn stream_target(context: &Context, container: &str) -> String {
             "stderr" => "error",
             _ => continue,
         };
-        query.push(format!("{kubelet}={}", if context.params.flag(name) == Some(true) { "1" } else { "0" }));
+        query.push(format!(
+            "{kubelet}={}",
+            if context.params.flag(name) == Some(true) {
+                "1"
+            } else {
+                "0"
+            }
+        ));
     }
-    let place = if action == "portForward" { String::new() } else { format!("/{container}") };
-    format!("/{action}/{}/{}{place}?{}", route.namespace, route.name, query.join("&"))
+    let place = if action == "portForward" {
+        String::new()
+    } else {
+        format!("/{container}")
+    };
+    format!(
+        "/{action}/{}/{}{place}?{}",
+        route.namespace,
+        route.name,
+        query.join("&")
+    )
 }
 
 /// The node's agent and the container meant.
@@ -185,12 +213,22 @@ fn locate(registry: &Registry, context: &Context) -> Result<(Node, String), Stat
     let container = choose_container(&pod.value(), &context.params, &pod)?;
     let node = match pod.field("spec.nodeName") {
         None | Some("") => {
-            return Err(Status::bad_request(format!("pod {} does not have a host assigned", route.name)));
+            return Err(Status::bad_request(format!(
+                "pod {} does not have a host assigned",
+                route.name
+            )));
         }
         Some(name) => name,
     };
     let found = registry.cache().get("nodes", "", node).ok_or_else(|| {
-        Status::new(404, "NotFound", format!("nodes \"{node}\" not found, so the agent of pod {} is unknown", route.name))
+        Status::new(
+            404,
+            "NotFound",
+            format!(
+                "nodes \"{node}\" not found, so the agent of pod {} is unknown",
+                route.name
+            ),
+        )
     })?;
     Ok((agent_address(&found)?, container))
 }
@@ -203,9 +241,15 @@ fn agent_address(node: &Object) -> Result<Node, Status> {
         .filter(|address| matches!(address["type"].as_str(), Some("InternalIP" | "ExternalIP")))
         .find_map(|address| address["address"].as_str().and_then(|text| text.parse().ok()))
         .ok_or_else(|| Status::unavailable(format!("node {} has no InternalIP address yet", node.name)))?;
-    let port = status.pointer("/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
+    let port = status
+        .pointer("/daemonEndpoints/kubeletEndpoint/Port")
+        .and_then(Value::as_u64);
     let port = port.and_then(|port| u16::try_from(port).ok()).unwrap_or(DEFAULT_PORT);
-    Ok(Node { name: node.name.to_string(), address, port })
+    Ok(Node {
+        name: node.name.to_string(),
+        address,
+        port,
+    })
 }
 
 /// The container asked for; without one, the annotated default or the only one.
@@ -221,10 +265,15 @@ fn choose_container(pod: &Value, params: &Params, object: &Object) -> Result<Str
         return if all.iter().any(|list| named(list).contains(&asked)) {
             Ok(asked.to_owned())
         } else {
-            Err(Status::bad_request(format!("container {asked} is not valid for pod {}", object.name)))
+            Err(Status::bad_request(format!(
+                "container {asked} is not valid for pod {}",
+                object.name
+            )))
         };
     }
-    let default = pod.pointer("/metadata/annotations/kubectl.kubernetes.io~1default-container").and_then(Value::as_str);
+    let default = pod
+        .pointer("/metadata/annotations/kubectl.kubernetes.io~1default-container")
+        .and_then(Value::as_str);
     match (regular.as_slice(), default) {
         (_, Some(default)) if regular.contains(&default) => Ok(default.to_owned()),
         ([only], _) => Ok((*only).to_owned()),
@@ -254,7 +303,9 @@ fn broken(node: &Node, error: &hyper::Error) -> Status {
 async fn agent_error(response: http::Response<Incoming>) -> Status {
     let code = response.status().as_u16();
     let text = Limited::new(response.into_body(), MAX_ERROR).collect().await;
-    let text = text.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()).unwrap_or_default();
+    let text = text
+        .map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned())
+        .unwrap_or_default();
     let reason = match code {
         400 => "BadRequest",
         403 => "Forbidden",
@@ -262,7 +313,15 @@ async fn agent_error(response: http::Response<Incoming>) -> Status {
         _ => "InternalError",
     };
     let code = if (400..600).contains(&code) { code } else { 500 };
-    Status::new(code, reason, if text.is_empty() { format!("the agent answered {code}") } else { text })
+    Status::new(
+        code,
+        reason,
+        if text.is_empty() {
+            format!("the agent answered {code}")
+        } else {
+            text
+        },
+    )
 }
 
 /// Percent-encoding of a query value.
@@ -294,9 +353,15 @@ mod tests {
         let one = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}], "initContainers": [{"name": "i"}]}});
         assert_eq!(choose(&one, "").as_deref(), Ok("a"));
         assert_eq!(choose(&one, "container=i").as_deref(), Ok("i"));
-        assert_eq!(choose(&one, "container=x").unwrap_err(), "container x is not valid for pod web");
+        assert_eq!(
+            choose(&one, "container=x").unwrap_err(),
+            "container x is not valid for pod web"
+        );
         let mut two = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
-        assert_eq!(choose(&two, "").unwrap_err(), "a container name must be specified for pod web, choose one of: [a b]");
+        assert_eq!(
+            choose(&two, "").unwrap_err(),
+            "a container name must be specified for pod web, choose one of: [a b]"
+        );
         two["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/default-container": "b"});
         assert_eq!(choose(&two, "").as_deref(), Ok("b"));
     }

@@ -13,7 +13,13 @@ use crate::registry::{Registry, Status, scale_of};
 /// 404; 504 if the client has seen a newer state than this server.
 pub fn get(registry: &Registry, context: &Context) -> Result<Response, Status> {
     let route = &context.route;
-    if let Some(revision) = context.params.text("resourceVersion").parse().ok().filter(|revision| *revision > 0) {
+    if let Some(revision) = context
+        .params
+        .text("resourceVersion")
+        .parse()
+        .ok()
+        .filter(|revision| *revision > 0)
+    {
         reached(registry, revision)?;
     }
     let object = registry.get(route.resource, &route.namespace, &route.name)?;
@@ -61,17 +67,23 @@ fn exact(registry: &Registry, freshness: Freshness) -> Result<Option<Revision>, 
 /// What this server acknowledged it shows at once, so a revision from the future is never worth waiting for.
 pub fn reached(registry: &Registry, revision: Revision) -> Result<(), Status> {
     let current = registry.cache().revision();
-    if revision <= current { Ok(()) } else { Err(Status::too_large_revision(revision, current)) }
+    if revision <= current {
+        Ok(())
+    } else {
+        Err(Status::too_large_revision(revision, current))
+    }
 }
 
 fn too_old(expired: &Expired, resume: Option<&Continue>) -> Status {
-    let Some(resume) = resume else { return Status::expired(expired.to_string()) };
+    let Some(resume) = resume else {
+        return Status::expired(expired.to_string());
+    };
     let mut status = Status::expired(
         "The provided continue parameter is too old to display a consistent list result. You can start a new list without \
          the continue parameter, or use the continue token in this response to retrieve the remainder of the results. \
          Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
          deleted between the time the first chunk was returned and now may show up in the list.",
     );
-    status.continue_token = Continue::new(-1, resume.after.clone()).encode();
+    status.details_mut().continue_token = Continue::new(-1, resume.after.clone()).encode();
     status
 }

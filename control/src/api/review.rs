@@ -19,7 +19,10 @@ pub async fn answer(api: &Api, context: &Context, mut review: Value) -> Result<R
         "SelfSubjectAccessReview" => access(api, &context.user, &review["spec"])?,
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
             let spec = &review["spec"];
-            let asked = spec.pointer("/resourceAttributes/namespace").and_then(Value::as_str).unwrap_or_default();
+            let asked = spec
+                .pointer("/resourceAttributes/namespace")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
             if context.route.resource.namespaced && asked != context.route.namespace {
                 return Err(Status::bad_request(
                     "LocalSubjectAccessReview: spec.resourceAttributes.namespace must match the namespace of the request",
@@ -27,9 +30,9 @@ pub async fn answer(api: &Api, context: &Context, mut review: Value) -> Result<R
             }
             access(api, &subject(spec)?, spec)?
         }
-        "SelfSubjectRulesReview" => {
-            api.authorizer.rules(&context.user, review["spec"]["namespace"].as_str().unwrap_or_default())
-        },
+        "SelfSubjectRulesReview" => api
+            .authorizer
+            .rules(&context.user, review["spec"]["namespace"].as_str().unwrap_or_default()),
         _ => return Err(Status::no_route()),
     };
     review["status"] = status;
@@ -54,8 +57,12 @@ fn user_info(user: &User) -> Value {
 
 fn token(api: &Api, review: &Value) -> Value {
     let bearer = review["spec"]["token"].as_str().unwrap_or_default();
-    let asked: Vec<&str> =
-        review["spec"]["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let asked: Vec<&str> = review["spec"]["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     let audiences = if asked.is_empty() { vec![ISSUER] } else { asked };
     match api.authenticator.review(bearer, &audiences) {
         Ok((user, audiences)) => json!({"authenticated": true, "user": user_info(&user), "audiences": audiences}),
@@ -65,7 +72,13 @@ fn token(api: &Api, review: &Value) -> Value {
 
 fn subject(spec: &Value) -> Result<User, Status> {
     let strings = |value: &Value| -> Vec<String> {
-        value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+        value
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect()
     };
     let user = User {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
@@ -117,4 +130,3 @@ fn access(api: &Api, user: &User, spec: &Value) -> Result<Value, Status> {
         Decision::Deny(reason) => json!({"allowed": false, "reason": reason}),
     })
 }
-

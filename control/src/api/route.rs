@@ -51,7 +51,11 @@ impl Route {
     /// # Errors
     /// 404 for a resource that is not served, 405 for a verb that it does not have.
     pub fn parse(method: &Method, path: &str, params: &Params) -> Result<Self, Status> {
-        let parts: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(|part| decode(part, false)).collect();
+        let parts: Vec<String> = path
+            .split('/')
+            .filter(|part| !part.is_empty())
+            .map(|part| decode(part, false))
+            .collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let (group, version, rest) = match parts.as_slice() {
             ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
@@ -77,7 +81,13 @@ impl Route {
             return Err(Status::method_not_allowed(resource, verb));
         }
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        Ok(Self::Resource(ResourceRoute { resource, subresource, namespace, name, verb }))
+        Ok(Self::Resource(ResourceRoute {
+            resource,
+            subresource,
+            namespace,
+            name,
+            verb,
+        }))
     }
 }
 
@@ -146,9 +156,21 @@ mod tests {
             ("GET", "/api/v1/namespaces/d/pods/p", Ok(r#"get pods "d" "p""#)),
             ("GET", "/api/v1/namespaces/d/pods/p/log", Ok(r#"get pods/log "d" "p""#)),
             ("GET", "/api/v1/namespaces/d", Ok(r#"get namespaces "" "d""#)),
-            ("PUT", "/api/v1/namespaces/d/finalize", Ok(r#"update namespaces/finalize "" "d""#)),
-            ("PATCH", "/apis/apps/v1/namespaces/d/deployments/w/scale", Ok(r#"patch deployments/scale "d" "w""#)),
-            ("DELETE", "/api/v1/namespaces/d/configmaps", Ok(r#"deletecollection configmaps "d" """#)),
+            (
+                "PUT",
+                "/api/v1/namespaces/d/finalize",
+                Ok(r#"update namespaces/finalize "" "d""#),
+            ),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/d/deployments/w/scale",
+                Ok(r#"patch deployments/scale "d" "w""#),
+            ),
+            (
+                "DELETE",
+                "/api/v1/namespaces/d/configmaps",
+                Ok(r#"deletecollection configmaps "d" """#),
+            ),
             (
                 "GET",
                 "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
@@ -164,7 +186,11 @@ mod tests {
             ("GET", "/api/v1/a/b/c/d/e/f", Err(404)),
         ];
         for (method, target, expected) in cases {
-            assert_eq!(resolve(method, target), expected.map(str::to_owned), "{method} {target}");
+            assert_eq!(
+                resolve(method, target),
+                expected.map(str::to_owned),
+                "{method} {target}"
+            );
         }
     }
 }

@@ -24,7 +24,8 @@ pub async fn create(
         "eviction" => evict(api, context, &object, options.dry_run).await,
         "token" => {
             let issued =
-                api.registry.request_token(route.resource, &route.namespace, &route.name, object, options.dry_run)?;
+                api.registry
+                    .request_token(route.resource, &route.namespace, &route.name, object, options.dry_run)?;
             Ok(body::value(201, &issued))
         }
         _ => Err(Status::no_route()),
@@ -48,16 +49,26 @@ pub async fn bind(
         return Err(Status::bad_request("Binding: target must be the name of a Node"));
     }
     let metadata = &binding["metadata"];
-    let wanted =
-        Binding { node, uid: metadata["uid"].as_str(), annotations: Some(&metadata["annotations"]) };
-    api.registry.bind(&context.user, &context.route.namespace, pod, &wanted, options).await?;
-    Ok(body::value(201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    let wanted = Binding {
+        node,
+        uid: metadata["uid"].as_str(),
+        annotations: Some(&metadata["annotations"]),
+    };
+    api.registry
+        .bind(&context.user, &context.route.namespace, pod, &wanted, options)
+        .await?;
+    Ok(body::value(
+        201,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
 }
 
 async fn evict(api: &Api, context: &Context, eviction: &Value, dry_run: bool) -> Result<Response, Status> {
     let dry_run = dry_run || eviction["deleteOptions"]["dryRun"] == json!(["All"]);
     let options = parse_delete_options(&eviction["deleteOptions"], dry_run)?;
     let route = &context.route;
-    api.registry.evict(&context.user, &route.namespace, &route.name, options).await?;
+    api.registry
+        .evict(&context.user, &route.namespace, &route.name, options)
+        .await?;
     Ok(body::value(201, &success(&json!({"name": route.name, "kind": "pods"}))))
 }

@@ -34,11 +34,15 @@ fn peer(user: &str, group: &str) -> Arc<Peer> {
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(rcgen::DnType::CommonName, user);
     params.distinguished_name.push(rcgen::DnType::OrganizationName, group);
-    Arc::new(Peer { certificate: Some(params.self_signed(&key).unwrap().der().to_vec()) })
+    Arc::new(Peer {
+        certificate: Some(params.self_signed(&key).unwrap().der().to_vec()),
+    })
 }
 
 async fn api() -> Arc<Api> {
-    let cache = Cache::open(Arc::new(Memory::default()), Arc::new(schema::Fields)).await.unwrap();
+    let cache = Cache::open(Arc::new(Memory::default()), Arc::new(schema::Fields))
+        .await
+        .unwrap();
     let dir = tempfile::tempdir().unwrap();
     let key = dir.path().join("sa.key");
     std::fs::write(&key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
@@ -46,18 +50,37 @@ async fn api() -> Arc<Api> {
     let authorizer = Arc::new(Authorizer::new(cache.clone()));
     let authenticator = Arc::new(Authenticator::new(cache.clone(), tokens.clone()));
     let range = "10.96.0.0/16".parse().unwrap();
-    let registry = Arc::new(Registry::new(cache, authorizer.clone(), tokens, range, Environment::system()));
-    let who = User { name: "test".into(), groups: vec!["system:masters".into()], ..User::default() };
+    let registry = Arc::new(Registry::new(
+        cache,
+        authorizer.clone(),
+        tokens,
+        range,
+        Environment::system(),
+    ));
+    let who = User {
+        name: "test".into(),
+        groups: vec!["system:masters".into()],
+        ..User::default()
+    };
     let namespaces = schema::by_key("namespaces").unwrap();
     let namespace = json!({"metadata": {"name": "default"}});
-    registry.create(&who, namespaces, "", namespace, CreateOptions::default()).await.unwrap();
+    registry
+        .create(&who, namespaces, "", namespace, CreateOptions::default())
+        .await
+        .unwrap();
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
     let (_, shutdown) = Shutdown::channel();
-    Arc::new(Api::new(registry, authenticator, authorizer, NodeDialer::new(Arc::new(tls)), shutdown))
+    Arc::new(Api::new(
+        registry,
+        authenticator,
+        authorizer,
+        NodeDialer::new(Arc::new(tls)),
+        shutdown,
+    ))
 }
 
 fn request(method: &str, path: &str, body: impl Into<Bytes>) -> Request {
@@ -80,8 +103,15 @@ async fn a_panic_is_a_500_and_the_server_goes_on() {
         .body(Bomb.map_err(BodyError::new).boxed_unsync())
         .unwrap();
     let (code, status) = call(&api, bomb, &admin).await;
-    assert_eq!((code, status["kind"].as_str(), status["code"].as_u64()), (500, Some("Status"), Some(500)));
-    let good = request("POST", "/api/v1/namespaces/default/configmaps", r#"{"metadata":{"name":"a"}}"#);
+    assert_eq!(
+        (code, status["kind"].as_str(), status["code"].as_u64()),
+        (500, Some("Status"), Some(500))
+    );
+    let good = request(
+        "POST",
+        "/api/v1/namespaces/default/configmaps",
+        r#"{"metadata":{"name":"a"}}"#,
+    );
     let (code, created) = call(&api, good, &admin).await;
     assert_eq!((code, created["kind"].as_str()), (201, Some("ConfigMap")));
 }
@@ -99,7 +129,11 @@ async fn anonymous_gets_health_and_version_only() {
         ("/api/v1/namespaces", 401),
         ("/openapi/v3", 401),
     ] {
-        assert_eq!(call(&api, request("GET", path, ""), &nobody).await.0, expected, "{path}");
+        assert_eq!(
+            call(&api, request("GET", path, ""), &nobody).await.0,
+            expected,
+            "{path}"
+        );
     }
     api.set_ready();
     assert_eq!(call(&api, request("GET", "/readyz", ""), &nobody).await.0, 200);
@@ -125,7 +159,11 @@ async fn without_a_right_the_refusal_reads_like_kubernetes() {
             "/apis/apps/v1/namespaces/default/deployments/web/scale",
             r#"deployments.apps "web" is forbidden: User "jane" cannot patch resource "deployments/scale" in API group "apps" in the namespace "default""#,
         ),
-        ("GET", "/metrics", r#"forbidden: User "jane" cannot get path "/metrics""#),
+        (
+            "GET",
+            "/metrics",
+            r#"forbidden: User "jane" cannot get path "/metrics""#,
+        ),
     ];
     for (method, path, expected) in cases {
         let (code, status) = call(&api, request(method, path, ""), &jane).await;
@@ -139,17 +177,41 @@ async fn lists_page_through_one_state() {
     let admin = peer("admin", "system:masters");
     for number in 0..5 {
         let body = json!({"metadata": {"name": format!("c{number}")}}).to_string();
-        call(&api, request("POST", "/api/v1/namespaces/default/configmaps", body), &admin).await;
+        call(
+            &api,
+            request("POST", "/api/v1/namespaces/default/configmaps", body),
+            &admin,
+        )
+        .await;
     }
     let path = "/api/v1/namespaces/default/configmaps?limit=2";
     let (_, first) = call(&api, request("GET", path, ""), &admin).await;
-    assert_eq!((first["items"].as_array().unwrap().len(), &first["metadata"]["remainingItemCount"]), (2, &json!(3)));
-    call(&api, request("DELETE", "/api/v1/namespaces/default/configmaps/c4", ""), &admin).await;
+    assert_eq!(
+        (
+            first["items"].as_array().unwrap().len(),
+            &first["metadata"]["remainingItemCount"]
+        ),
+        (2, &json!(3))
+    );
+    call(
+        &api,
+        request("DELETE", "/api/v1/namespaces/default/configmaps/c4", ""),
+        &admin,
+    )
+    .await;
     let mut names = Vec::new();
     let mut page = first;
     loop {
-        names.extend(page["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].clone()));
-        let Some(token) = page["metadata"]["continue"].as_str() else { break };
+        names.extend(
+            page["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|item| item["metadata"]["name"].clone()),
+        );
+        let Some(token) = page["metadata"]["continue"].as_str() else {
+            break;
+        };
         let next = format!("{path}&continue={token}");
         page = call(&api, request("GET", &next, ""), &admin).await.1;
     }
@@ -174,7 +236,12 @@ async fn a_write_with_an_old_revision_loses() {
     let admin = peer("admin", "system:masters");
     let collection = "/api/v1/namespaces/default/configmaps";
     let one = format!("{collection}/a");
-    let (_, made) = call(&api, request("POST", collection, r#"{"metadata":{"name":"a"}}"#), &admin).await;
+    let (_, made) = call(
+        &api,
+        request("POST", collection, r#"{"metadata":{"name":"a"}}"#),
+        &admin,
+    )
+    .await;
     let mut mine = made.clone();
     mine["data"] = json!({"k": "mine"});
     let mut theirs = made;
@@ -182,5 +249,8 @@ async fn a_write_with_an_old_revision_loses() {
     assert_eq!(call(&api, request("PUT", &one, mine.to_string()), &admin).await.0, 200);
     let (code, status) = call(&api, request("PUT", &one, theirs.to_string()), &admin).await;
     assert_eq!((code, status["reason"].as_str()), (409, Some("Conflict")));
-    assert_eq!(call(&api, request("GET", &one, ""), &admin).await.1["data"]["k"], "mine");
+    assert_eq!(
+        call(&api, request("GET", &one, ""), &admin).await.1["data"]["k"],
+        "mine"
+    );
 }

@@ -53,7 +53,9 @@ pub fn watch(registry: &Registry, context: &Context, shutdown: Shutdown) -> Resu
     };
     let (initial, revision, watcher) = begun;
     let (least, spread) = DEFAULT_TIMEOUT;
-    let timeout = options.timeout_seconds.unwrap_or_else(|| least + u64::from(registry.environment().below(spread)));
+    let timeout = options
+        .timeout_seconds
+        .unwrap_or_else(|| least + u64::from(registry.environment().below(spread)));
     let stream = Stream {
         encoder,
         initial: initial.into(),

@@ -8,7 +8,9 @@ use super::body::{self, Response};
 use super::negotiate;
 use super::query::Params;
 use super::{Api, Context, list_options, review, subresource};
-use crate::registry::{DeleteOptions, Deleted, Patch, Propagation, Registry, Status, WriteOptions, scale_of, stamp_kind};
+use crate::registry::{
+    DeleteOptions, Deleted, Patch, Propagation, Registry, Status, WriteOptions, scale_of, stamp_kind,
+};
 use crate::schema::{self, DecodeError, Encoding, Limits, Mode};
 
 /// POST on a collection or a subresource.
@@ -28,7 +30,10 @@ pub async fn create(api: &Api, context: &Context, headers: &HeaderMap, bytes: &B
         None if !route.resource.storage => return review::answer(api, context, object).await,
         None => {}
     }
-    let created = api.registry.create(&context.user, route.resource, &route.namespace, object, options).await?;
+    let created = api
+        .registry
+        .create(&context.user, route.resource, &route.namespace, object, options)
+        .await?;
     Ok(context.encoder(&api.registry)?.one(201, &created))
 }
 
@@ -41,9 +46,20 @@ pub async fn update(api: &Api, context: &Context, headers: &HeaderMap, bytes: &B
     let options = write_options(context)?;
     let object = decode(context, headers, bytes, &options)?;
     let registry = &api.registry;
-    let missing = registry.cache().get(route.resource.key, &route.namespace, &route.name).is_none();
+    let missing = registry
+        .cache()
+        .get(route.resource.key, &route.namespace, &route.name)
+        .is_none();
     let updated = registry
-        .update(&context.user, route.resource, route.sub(), &route.namespace, &route.name, object, options)
+        .update(
+            &context.user,
+            route.resource,
+            route.sub(),
+            &route.namespace,
+            &route.name,
+            object,
+            options,
+        )
         .await?;
     written(registry, context, if missing { 201 } else { 200 }, &updated)
 }
@@ -70,7 +86,15 @@ pub async fn patch(api: &Api, context: &Context, headers: &HeaderMap, bytes: &By
     let document = schema::decode(bytes, Encoding::Json, Limits::default()).map_err(|error| malformed(&error))?;
     let registry = &api.registry;
     let patched = registry
-        .patch(&context.user, route.resource, route.sub(), &route.namespace, &route.name, kind(document.value), options)
+        .patch(
+            &context.user,
+            route.resource,
+            route.sub(),
+            &route.namespace,
+            &route.name,
+            kind(document.value),
+            options,
+        )
         .await?;
     written(registry, context, 200, &patched)
 }
@@ -82,8 +106,10 @@ pub async fn patch(api: &Api, context: &Context, headers: &HeaderMap, bytes: &By
 pub async fn delete(api: &Api, context: &Context, headers: &HeaderMap, bytes: &Bytes) -> Result<Response, Status> {
     let route = &context.route;
     let options = delete_options(&context.params, headers, bytes)?;
-    let deleted =
-        api.registry.delete(&context.user, route.resource, &route.namespace, &route.name, options).await?;
+    let deleted = api
+        .registry
+        .delete(&context.user, route.resource, &route.namespace, &route.name, options)
+        .await?;
     match deleted {
         Deleted::Terminating(object) => Ok(context.encoder(&api.registry)?.one(200, &object)),
         Deleted::Gone(object) => {
@@ -109,8 +135,13 @@ pub async fn delete_collection(
     let options = delete_options(&context.params, headers, bytes)?;
     let query = list_options::query(&context.route, &context.params)?;
     let registry = &api.registry;
-    let items = registry.delete_collection(&context.user, context.route.resource, &query, options).await?;
-    let meta = super::encode::ListMeta { revision: registry.cache().revision(), ..Default::default() };
+    let items = registry
+        .delete_collection(&context.user, context.route.resource, &query, options)
+        .await?;
+    let meta = super::encode::ListMeta {
+        revision: registry.cache().revision(),
+        ..Default::default()
+    };
     Ok(context.encoder(registry)?.list(&meta, items))
 }
 
@@ -119,7 +150,12 @@ pub fn success(details: &Value) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 }
 
-fn written(registry: &Registry, context: &Context, code: u16, object: &crate::cache::Object) -> Result<Response, Status> {
+fn written(
+    registry: &Registry,
+    context: &Context,
+    code: u16,
+    object: &crate::cache::Object,
+) -> Result<Response, Status> {
     if context.route.sub() == Some("scale") {
         return Ok(body::value(code, &scale_of(&object.value())));
     }
@@ -167,7 +203,11 @@ fn write_options(context: &Context) -> Result<WriteOptions, Status> {
         "Ignore" => Mode::Ignore,
         "Strict" => Mode::Strict,
         other => {
-            return Err(unsupported("fieldValidation", other, "\"\", \"Ignore\", \"Strict\", \"Warn\""));
+            return Err(unsupported(
+                "fieldValidation",
+                other,
+                "\"\", \"Ignore\", \"Strict\", \"Warn\"",
+            ));
         }
     };
     Ok(WriteOptions {
@@ -241,13 +281,20 @@ pub fn parse_delete_options(options: &Value, dry_run: bool) -> Result<DeleteOpti
             })?,
         ),
     };
-    let propagation = match (options["propagationPolicy"].as_str(), options["orphanDependents"].as_bool()) {
+    let propagation = match (
+        options["propagationPolicy"].as_str(),
+        options["orphanDependents"].as_bool(),
+    ) {
         (None | Some(""), None) => None,
         (None | Some(""), Some(true)) | (Some("Orphan"), _) => Some(Propagation::Orphan),
         (None | Some(""), Some(false)) | (Some("Background"), _) => Some(Propagation::Background),
         (Some("Foreground"), _) => Some(Propagation::Foreground),
         (Some(other), _) => {
-            return Err(unsupported("propagationPolicy", other, "\"Background\", \"Foreground\", \"Orphan\""));
+            return Err(unsupported(
+                "propagationPolicy",
+                other,
+                "\"Background\", \"Foreground\", \"Orphan\"",
+            ));
         }
     };
     let text = |pointer: &str| options.pointer(pointer).and_then(Value::as_str).map(str::to_owned);

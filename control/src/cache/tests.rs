@@ -517,7 +517,7 @@ proptest! {
                     let page = cache.list(&queries[0], Some(2), after.as_deref(), revision).unwrap();
                     seen.extend(bodies(&page.items));
                     if page.next.is_none() {
-                        prop_assert_eq!(&seen, history.get(&page.revision).unwrap_or(&Vec::new()));
+                        prop_assert_eq!(seen.clone(), history.get(&page.revision).cloned().unwrap_or_default());
                     }
                     begun = Some((page.revision, seen, page.next));
                 }

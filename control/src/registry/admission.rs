@@ -69,8 +69,8 @@ fn namespace_is_open(
 ) -> Result<(), Status> {
     let Some(found) = registry.cache().get("namespaces", "", namespace) else {
         let mut status = Status::new(404, "NotFound", format!("namespaces \"{namespace}\" not found"));
-        status.name = namespace.to_owned();
-        status.kind = "namespaces".into();
+        let details = status.details_mut();
+        (details.name, details.kind) = (namespace.to_owned(), "namespaces".into());
         return Err(status);
     };
     if found.field("status.phase") != Some("Terminating") {
@@ -78,7 +78,7 @@ fn namespace_is_open(
     }
     let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
     let mut status = Status::forbidden(resource, name, why);
-    status.causes = vec![Cause {
+    status.details_mut().causes = vec![Cause {
         reason: "NamespaceTerminating".into(),
         message: format!("namespace {namespace} is being terminated"),
         field: "metadata.namespace".into(),

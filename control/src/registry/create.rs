@@ -38,7 +38,8 @@ impl Registry {
         (resource.default)(&mut object);
         admission::create(self, who, resource, namespace, &mut object, &options).await?;
         validate(resource, &object, None)?;
-        self.insert(resource, namespace, object, generated, options.dry_run).await
+        self.insert(resource, namespace, object, generated, options.dry_run)
+            .await
     }
 
     async fn insert(
@@ -57,9 +58,14 @@ impl Registry {
                 return Ok(unsaved(resource, &object, None));
             }
             let outcome = if taken {
-                Err(StoreError::Conflict { key: name.as_str().into(), expected: Expect::Absent, current: None })
+                Err(StoreError::Conflict {
+                    key: name.as_str().into(),
+                    expected: Expect::Absent,
+                    current: None,
+                })
             } else {
-                self.commit(resource, namespace, &name, Some(object.clone()), Expect::Absent).await
+                self.commit(resource, namespace, &name, Some(object.clone()), Expect::Absent)
+                    .await
             };
             match outcome {
                 Ok(created) => {

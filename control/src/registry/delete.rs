@@ -71,7 +71,10 @@ impl Registry {
         let page = self.cache().list(query, None, None, None)?;
         let mut deleted = Vec::with_capacity(page.items.len());
         for object in page.items {
-            match self.delete(who, resource, &object.namespace, &object.name, options.clone()).await {
+            match self
+                .delete(who, resource, &object.namespace, &object.name, options.clone())
+                .await
+            {
                 Ok(done) => deleted.push(done.object().clone()),
                 Err(status) if status.is_not_found() => {}
                 Err(status) => return Err(status),
@@ -118,18 +121,29 @@ fn namespace_finalizers(resource: &Resource, object: &Value) -> usize {
     if resource.key != "namespaces" {
         return 0;
     }
-    object.pointer("/spec/finalizers").and_then(Value::as_array).map_or(0, Vec::len)
+    object
+        .pointer("/spec/finalizers")
+        .and_then(Value::as_array)
+        .map_or(0, Vec::len)
 }
 
 fn plan(resource: &'static Resource, old: &Value, options: &DeleteOptions, now: Timestamp) -> Plan {
     let mut new = old.clone();
     set_propagation(&mut new, options.propagation);
     let marked = metadata::is_terminating(old);
-    let grace = if resource.strategy.graceful { pod_grace_seconds(old, options.grace_period_seconds) } else { 0 };
+    let grace = if resource.strategy.graceful {
+        pod_grace_seconds(old, options.grace_period_seconds)
+    } else {
+        0
+    };
     let left = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
     let shorten = marked && grace < left && (options.grace_period_seconds.is_some() || grace == 0);
     if !marked || shorten {
-        let from = if marked { requested_at(old, left).unwrap_or(now) } else { now };
+        let from = if marked {
+            requested_at(old, left).unwrap_or(now)
+        } else {
+            now
+        };
         let deadline = from.checked_add(SignedDuration::from_secs(grace)).unwrap_or(from);
         let metadata = metadata_mut(&mut new);
         metadata.insert("deletionTimestamp".into(), json!(time_text(deadline)));
@@ -175,7 +189,10 @@ fn check_preconditions(resource: &'static Resource, current: &Object, options: &
     if let Some(uid) = &options.uid
         && **uid != *current.index.uid
     {
-        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", current.index.uid);
+        let why = format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+            current.index.uid
+        );
         return Err(Status::conflict(resource, &current.name, why));
     }
     if let Some(version) = &options.resource_version
@@ -200,7 +217,11 @@ mod tests {
     }
 
     fn decide(key: &str, old: &Value, grace: Option<i64>, propagation: Option<Propagation>) -> Plan {
-        let options = DeleteOptions { grace_period_seconds: grace, propagation, ..Default::default() };
+        let options = DeleteOptions {
+            grace_period_seconds: grace,
+            propagation,
+            ..Default::default()
+        };
         plan(by_key(key).unwrap(), old, &options, at("2026-01-01T00:00:00Z"))
     }
 
@@ -210,27 +231,36 @@ mod tests {
 
     #[test]
     fn a_running_pod_gets_its_grace_period() {
-        let Plan::Mark(marked) = decide("pods", &pod(), None, None) else { panic!("not marked") };
+        let Plan::Mark(marked) = decide("pods", &pod(), None, None) else {
+            panic!("not marked")
+        };
         assert_eq!(marked["metadata"]["deletionTimestamp"], "2026-01-01T00:00:30Z");
         assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 30);
         assert_eq!(marked["metadata"]["generation"], 2);
         assert_eq!(decide("pods", &marked, None, None), Plan::Wait);
         assert_eq!(decide("pods", &marked, Some(60), None), Plan::Wait);
-        let Plan::Mark(shorter) = decide("pods", &marked, Some(5), None) else { panic!("not shortened") };
+        let Plan::Mark(shorter) = decide("pods", &marked, Some(5), None) else {
+            panic!("not shortened")
+        };
         assert_eq!(shorter["metadata"]["deletionTimestamp"], "2026-01-01T00:00:05Z");
         assert_eq!(decide("pods", &marked, Some(0), None), Plan::Remove);
     }
 
     #[test]
     fn a_pod_without_a_node_or_forced_goes_at_once() {
-        assert_eq!(decide("pods", &json!({"metadata": {"name": "p"}, "spec": {}}), None, None), Plan::Remove);
+        assert_eq!(
+            decide("pods", &json!({"metadata": {"name": "p"}, "spec": {}}), None, None),
+            Plan::Remove
+        );
         assert_eq!(decide("pods", &pod(), Some(0), None), Plan::Remove);
     }
 
     #[test]
     fn finalizers_hold_an_object_until_they_are_gone() {
         let held = json!({"metadata": {"name": "c", "finalizers": ["a/b"]}});
-        let Plan::Mark(marked) = decide("configmaps", &held, None, None) else { panic!("not marked") };
+        let Plan::Mark(marked) = decide("configmaps", &held, None, None) else {
+            panic!("not marked")
+        };
         assert!(!is_complete(by_key("configmaps").unwrap(), &marked));
         assert_eq!(decide("configmaps", &marked, None, None), Plan::Wait);
         let mut freed = marked;
@@ -246,14 +276,20 @@ mod tests {
                 panic!("not marked")
             };
             assert_eq!(marked["metadata"]["finalizers"], json!([finalizer]));
-            assert_eq!(decide("apps/deployments", &marked, None, Some(Propagation::Background)), Plan::Remove);
+            assert_eq!(
+                decide("apps/deployments", &marked, None, Some(Propagation::Background)),
+                Plan::Remove
+            );
         }
     }
 
     #[test]
     fn a_namespace_waits_for_its_controller() {
-        let namespace = json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
-        let Plan::Mark(mut marked) = decide("namespaces", &namespace, None, None) else { panic!("not marked") };
+        let namespace =
+            json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
+        let Plan::Mark(mut marked) = decide("namespaces", &namespace, None, None) else {
+            panic!("not marked")
+        };
         assert_eq!(marked["status"]["phase"], "Terminating");
         marked["spec"]["finalizers"] = json!([]);
         assert!(is_complete(by_key("namespaces").unwrap(), &marked));

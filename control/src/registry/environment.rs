@@ -10,9 +10,12 @@ const LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 /// Where the registry takes time and randomness from.
 #[derive(Clone)]
 pub struct Environment {
-    now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
-    fill: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+    now: Arc<Clock>,
+    fill: Arc<Randomness>,
 }
+
+type Clock = dyn Fn() -> Timestamp + Send + Sync;
+type Randomness = dyn Fn(&mut [u8]) + Send + Sync;
 
 impl Environment {
     /// The system's clock and random numbers.
@@ -31,7 +34,10 @@ impl Environment {
         now: impl Fn() -> Timestamp + Send + Sync + 'static,
         fill: impl Fn(&mut [u8]) + Send + Sync + 'static,
     ) -> Self {
-        Self { now: Arc::new(now), fill: Arc::new(fill) }
+        Self {
+            now: Arc::new(now),
+            fill: Arc::new(fill),
+        }
     }
 
     /// The current time.
@@ -58,7 +64,10 @@ impl Environment {
     pub fn suffix(&self) -> String {
         let mut bytes = [0u8; 5];
         (self.fill)(&mut bytes);
-        bytes.iter().map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()])).collect()
+        bytes
+            .iter()
+            .map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()]))
+            .collect()
     }
 
     /// A random number below `bound` (0 if `bound` is 0).
@@ -72,7 +81,10 @@ impl Environment {
 fn fallback(bytes: &mut [u8]) {
     use std::hash::{BuildHasher, Hasher};
     for chunk in bytes.chunks_mut(8) {
-        let word = std::collections::hash_map::RandomState::new().build_hasher().finish().to_le_bytes();
+        let word = std::collections::hash_map::RandomState::new()
+            .build_hasher()
+            .finish()
+            .to_le_bytes();
         chunk.copy_from_slice(&word[..chunk.len()]);
     }
 }

@@ -31,7 +31,9 @@ pub(super) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
 
 /// Whether the object is being deleted.
 pub(super) fn is_terminating(object: &Value) -> bool {
-    object.pointer("/metadata/deletionTimestamp").is_some_and(|value| !value.is_null())
+    object
+        .pointer("/metadata/deletionTimestamp")
+        .is_some_and(|value| !value.is_null())
 }
 
 /// `metadata.finalizers`.
@@ -105,12 +107,24 @@ pub(super) fn prepare_create(
     environment: &Environment,
 ) -> Result<(), Status> {
     let metadata = metadata_mut(object);
-    if metadata.get("resourceVersion").and_then(Value::as_str).is_some_and(|version| !version.is_empty()) {
-        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+    if metadata
+        .get("resourceVersion")
+        .and_then(Value::as_str)
+        .is_some_and(|version| !version.is_empty())
+    {
+        return Err(Status::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        ));
     }
     place(resource, namespace, metadata)?;
-    for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields", "selfLink", "generation"]
-    {
+    for field in [
+        "resourceVersion",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "managedFields",
+        "selfLink",
+        "generation",
+    ] {
         metadata.remove(field);
     }
     metadata.insert("uid".into(), json!(environment.uid()));
@@ -190,13 +204,24 @@ fn refuse_new_finalizers(resource: &'static Resource, name: &str, new: &Value, o
         return Ok(());
     }
     let before = finalizers(old);
-    let added: Vec<_> = finalizers(new).into_iter().filter(|one| !before.contains(one)).collect();
+    let added: Vec<_> = finalizers(new)
+        .into_iter()
+        .filter(|one| !before.contains(one))
+        .collect();
     if added.is_empty() {
         return Ok(());
     }
-    let list = added.iter().map(|one| format!("{one:?}")).collect::<Vec<_>>().join(", ");
+    let list = added
+        .iter()
+        .map(|one| format!("{one:?}"))
+        .collect::<Vec<_>>()
+        .join(", ");
     let detail = format!(
         "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{list}}}"
     );
-    Err(Status::invalid(resource, name, &[FieldError::forbidden("metadata.finalizers", detail)]))
+    Err(Status::invalid(
+        resource,
+        name,
+        &[FieldError::forbidden("metadata.finalizers", detail)],
+    ))
 }

@@ -26,14 +26,14 @@ use crate::cache::{Cache, Change, Expect, Index, Object};
 use crate::schema::{self, Resource};
 use crate::store::StoreError;
 
-pub use environment::{Environment, time_text};
 pub use crate::schema::Patch;
-pub use pods::Binding;
+pub use environment::{Environment, time_text};
 pub(crate) use metadata::stamp_kind;
 pub use options::{CreateOptions, DeleteOptions, Propagation, Warnings, WriteOptions};
+pub use pods::Binding;
 pub use scale::{scale_of, selector_text};
 pub use service::{Ipv4Range, ServiceAllocator};
-pub use status::{Cause, Status, qualified};
+pub use status::{Cause, Details, Status, qualified};
 
 /// How often a write without a resourceVersion of its own is tried again when another write came between.
 const MAX_RETRIES: usize = 32;
@@ -74,7 +74,13 @@ impl Registry {
         service_range: Ipv4Range,
         environment: Environment,
     ) -> Self {
-        Self { cache, authorizer, tokens, services: ServiceAllocator::new(service_range), environment }
+        Self {
+            cache,
+            authorizer,
+            tokens,
+            services: ServiceAllocator::new(service_range),
+            environment,
+        }
     }
 
     /// Where to read.
@@ -92,7 +98,9 @@ impl Registry {
     /// # Errors
     /// `NotFound`.
     pub fn get(&self, resource: &'static Resource, namespace: &str, name: &str) -> Result<Arc<Object>, Status> {
-        self.cache.get(resource.key, namespace, name).ok_or_else(|| Status::not_found(resource, name))
+        self.cache
+            .get(resource.key, namespace, name)
+            .ok_or_else(|| Status::not_found(resource, name))
     }
 
     /// Commits one put (`Some`) or delete (`None`).
@@ -104,8 +112,13 @@ impl Registry {
         object: Option<Value>,
         expect: Expect,
     ) -> Result<Arc<Object>, StoreError> {
-        let change =
-            Change { resource: resource.key.into(), namespace: namespace.into(), name: name.into(), object, expect };
+        let change = Change {
+            resource: resource.key.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            object,
+            expect,
+        };
         let mut states = self.cache.commit(vec![change]).await?;
         states.pop().ok_or(StoreError::Closed)
     }
@@ -113,12 +126,20 @@ impl Registry {
 
 /// The row whose version is the stored one (`events.k8s.io/v1` events are stored as core events).
 fn storage_row(resource: &'static Resource) -> &'static Resource {
-    if resource.conversion.is_some() { schema::by_key(resource.key).unwrap_or(resource) } else { resource }
+    if resource.conversion.is_some() {
+        schema::by_key(resource.key).unwrap_or(resource)
+    } else {
+        resource
+    }
 }
 
 /// An object that was not written: the answer to a dry run.
 fn unsaved(resource: &'static Resource, value: &Value, current: Option<&Object>) -> Arc<Object> {
-    let name = (resource.key, metadata::text(value, "/metadata/namespace"), metadata::text(value, "/metadata/name"));
+    let name = (
+        resource.key,
+        metadata::text(value, "/metadata/namespace"),
+        metadata::text(value, "/metadata/name"),
+    );
     let (revision, created) = current.map_or((0, 0), |object| (object.revision, object.created));
     Arc::new(Object::new(name, revision, created, Index::default(), value))
 }

@@ -24,7 +24,12 @@ impl Registry {
         patch: Patch,
         options: WriteOptions,
     ) -> Result<Arc<Object>, Status> {
-        let target = Target { resource, subresource, namespace, name };
+        let target = Target {
+            resource,
+            subresource,
+            namespace,
+            name,
+        };
         let type_name = body_type(resource, subresource);
         self.modify(who, target, &options, |current| {
             let mut patched = schema::patch::apply(type_name, current, &patch).map_err(|error| refused(&error))?;

@@ -31,7 +31,10 @@ impl Registry {
             if options.dry_run {
                 return Ok(unsaved(resource, &new, Some(&current)));
             }
-            match self.commit(resource, namespace, pod, Some(new), Expect::At(current.revision)).await {
+            match self
+                .commit(resource, namespace, pod, Some(new), Expect::At(current.revision))
+                .await
+            {
                 Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(Status::from_store(&error, resource, pod)),
                 Ok(written) => return Ok(written),
@@ -67,13 +70,18 @@ pub struct Binding<'a> {
 }
 
 fn pods() -> Result<&'static Resource, Status> {
-    schema::by_key("pods").map(storage_row).ok_or_else(|| Status::internal("pods are not in the resource table"))
+    schema::by_key("pods")
+        .map(storage_row)
+        .ok_or_else(|| Status::internal("pods are not in the resource table"))
 }
 
 fn bound(resource: &'static Resource, current: &Object, binding: &Binding<'_>, now: &str) -> Result<Value, Status> {
     let name = &current.name;
     let mut pod = current.value();
-    if binding.uid.is_some_and(|uid| !uid.is_empty() && *uid != *current.index.uid) {
+    if binding
+        .uid
+        .is_some_and(|uid| !uid.is_empty() && *uid != *current.index.uid)
+    {
         let why = format!("Precondition failed: UID in object meta: {}", current.index.uid);
         return Err(Status::conflict(resource, name, why));
     }

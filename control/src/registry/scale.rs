@@ -62,7 +62,11 @@ pub fn selector_text(selector: &Value) -> String {
     }
     for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
         let key = expression["key"].as_str().unwrap_or_default();
-        let values = expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let values = expression["values"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
         let values = values.collect::<Vec<_>>().join(",");
         parts.push(match expression["operator"].as_str().unwrap_or_default() {
             "In" => format!("{key} in ({values})"),
@@ -88,7 +92,10 @@ mod tests {
         });
         let scale = scale_of(&object);
         assert_eq!(scale["spec"]["replicas"], 3);
-        assert_eq!(scale["status"], json!({"replicas": 2, "selector": "app=web,tier in (a,b),!old"}));
+        assert_eq!(
+            scale["status"],
+            json!({"replicas": 2, "selector": "app=web,tier in (a,b),!old"})
+        );
         assert_eq!(scale["metadata"].get("labels"), None);
     }
 }

@@ -4,6 +4,7 @@
 //! changed only by the registry, so what it holds is what the store holds plus writes under way.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -58,7 +59,10 @@ impl FromStr for Ipv4Range {
             return Err(format!("{text:?}: a service range has a prefix of /8 to /28"));
         }
         let mask = u32::MAX << (32 - prefix);
-        Ok(Self { base: address.to_bits() & mask, prefix })
+        Ok(Self {
+            base: address.to_bits() & mask,
+            prefix,
+        })
     }
 }
 
@@ -109,7 +113,10 @@ impl Drop for Reservation<'_> {
 impl ServiceAllocator {
     /// Nothing held; the cache is read on first use.
     pub fn new(range: Ipv4Range) -> Self {
-        Self { range, held: Mutex::default() }
+        Self {
+            range,
+            held: Mutex::default(),
+        }
     }
 
     fn free(&self, owner: &str, addresses: &[Ipv4Addr], ports: &[u16]) {
@@ -166,7 +173,9 @@ impl Registry {
         self.services.load(self.cache());
         reservation.owner = owner(new);
         let seed = self.environment().below(u32::MAX);
-        let outcome = reservation.address(new, seed).and_then(|()| reservation.node_ports(old, new, seed));
+        let outcome = reservation
+            .address(new, seed)
+            .and_then(|()| reservation.node_ports(old, new, seed));
         outcome.map_err(|error| Status::invalid(resource, text(new, "/metadata/name"), &[error]))?;
         Ok(reservation)
     }
@@ -177,7 +186,8 @@ impl Registry {
             return;
         }
         let address: Vec<Ipv4Addr> = text(last, "/spec/clusterIP").parse().into_iter().collect();
-        self.services.free(&owner(last), &address, &node_ports(last).collect::<Vec<_>>());
+        self.services
+            .free(&owner(last), &address, &node_ports(last).collect::<Vec<_>>());
     }
 }
 
@@ -188,7 +198,11 @@ impl Reservation<'_> {
         }
         let asked = text(service, "/spec/clusterIP").to_owned();
         if asked != "None" {
-            let address = if asked.is_empty() { self.any_address(seed)? } else { self.this_address(&asked)? };
+            let address = if asked.is_empty() {
+                self.any_address(seed)?
+            } else {
+                self.this_address(&asked)?
+            };
             child_mut(service, "spec").insert("clusterIP".into(), json!(address.to_string()));
         }
         let spec = child_mut(service, "spec");
@@ -231,16 +245,21 @@ impl Reservation<'_> {
         let band = (range.size() / 16).clamp(16, 256).min(usable);
         let mut held = self.allocator.held.lock();
         let upper = (0..usable - band).map(|step| 1 + band + (seed % (usable - band).max(1) + step) % (usable - band));
-        let free = upper.chain(1..=band).filter(|offset| *offset != DNS_OFFSET && *offset != 1);
+        let free = upper
+            .chain(1..=band)
+            .filter(|offset| *offset != DNS_OFFSET && *offset != 1);
         for address in free.map(|offset| range.nth(offset)) {
-            if !held.addresses.contains_key(&address) {
-                held.addresses.insert(address, self.owner.clone());
+            if let Entry::Vacant(free) = held.addresses.entry(address) {
+                free.insert(self.owner.clone());
                 self.addresses.push(address);
                 return Ok(address);
             }
         }
         let detail = format!("failed to allocate a serviceIP: range {range} is full");
-        Err(FieldError { kind: crate::schema::ErrorKind::Internal, ..FieldError::forbidden("spec.clusterIPs", detail) })
+        Err(FieldError {
+            kind: crate::schema::ErrorKind::Internal,
+            ..FieldError::forbidden("spec.clusterIPs", detail)
+        })
     }
 
     fn node_ports(&mut self, old: Option<&Value>, service: &mut Value, seed: u32) -> Result<(), FieldError> {
@@ -257,7 +276,12 @@ impl Reservation<'_> {
             }
         }
         let mut now = Vec::new();
-        for port in child_mut(service, "spec").get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+        for port in child_mut(service, "spec")
+            .get_mut("ports")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             let given = port["nodePort"].as_u64().unwrap_or(0);
             if !exposed {
                 if let Some(fields) = port.as_object_mut() {
@@ -265,7 +289,11 @@ impl Reservation<'_> {
                 }
                 continue;
             }
-            let number = if given == 0 { self.any_port(seed)? } else { u16::try_from(given).unwrap_or(0) };
+            let number = if given == 0 {
+                self.any_port(seed)?
+            } else {
+                u16::try_from(given).unwrap_or(0)
+            };
             port["nodePort"] = json!(number);
             now.push(number);
         }
@@ -298,24 +326,34 @@ impl Reservation<'_> {
         let mut held = self.allocator.held.lock();
         for step in 0..count {
             let port = FIRST_PORT + (start + step) % count;
-            if !held.ports.contains_key(&port) {
-                held.ports.insert(port, self.owner.clone());
+            if let Entry::Vacant(free) = held.ports.entry(port) {
+                free.insert(self.owner.clone());
                 self.ports.push(port);
                 return Ok(port);
             }
         }
-        Err(FieldError::forbidden("spec.ports", format!("node ports {FIRST_PORT}-{LAST_PORT} are all allocated")))
+        Err(FieldError::forbidden(
+            "spec.ports",
+            format!("node ports {FIRST_PORT}-{LAST_PORT} are all allocated"),
+        ))
     }
 }
 
 fn owner(service: &Value) -> Box<str> {
-    format!("{}/{}", text(service, "/metadata/namespace"), text(service, "/metadata/name")).into()
+    format!(
+        "{}/{}",
+        text(service, "/metadata/namespace"),
+        text(service, "/metadata/name")
+    )
+    .into()
 }
 
 fn node_ports(service: &Value) -> impl Iterator<Item = u16> {
     let ports = service.pointer("/spec/ports").and_then(Value::as_array);
     let numbers = ports.into_iter().flatten().filter_map(|port| port["nodePort"].as_u64());
-    numbers.filter(|number| *number != 0).map(|number| u16::try_from(number).unwrap_or(u16::MAX))
+    numbers
+        .filter(|number| *number != 0)
+        .map(|number| u16::try_from(number).unwrap_or(u16::MAX))
 }
 
 #[cfg(test)]
@@ -375,19 +413,40 @@ mod tests {
     #[test]
     fn a_taken_address_is_refused_and_a_failed_write_gives_back() {
         let allocator = allocator("10.96.0.0/16");
-        give(&allocator, None, &mut service("a", json!({"type": "ClusterIP", "clusterIP": "10.96.0.7"})), 0).unwrap();
+        give(
+            &allocator,
+            None,
+            &mut service("a", json!({"type": "ClusterIP", "clusterIP": "10.96.0.7"})),
+            0,
+        )
+        .unwrap();
         let mut b = service("b", json!({"type": "ClusterIP", "clusterIP": "10.96.0.7"}));
         let refused = give(&allocator, None, &mut b, 0).unwrap_err();
-        assert!(refused.ends_with("failed to allocate IP 10.96.0.7: provided IP is already allocated"), "{refused}");
-        let mut c = service("c", json!({"type": "NodePort", "clusterIP": "10.96.0.8", "ports": [{"nodePort": 1}]}));
+        assert!(
+            refused.ends_with("failed to allocate IP 10.96.0.7: provided IP is already allocated"),
+            "{refused}"
+        );
+        let mut c = service(
+            "c",
+            json!({"type": "NodePort", "clusterIP": "10.96.0.8", "ports": [{"nodePort": 1}]}),
+        );
         give(&allocator, None, &mut c, 0).unwrap_err();
-        assert!(!allocator.held.lock().addresses.contains_key(&Ipv4Addr::new(10, 96, 0, 8)));
+        assert!(
+            !allocator
+                .held
+                .lock()
+                .addresses
+                .contains_key(&Ipv4Addr::new(10, 96, 0, 8))
+        );
     }
 
     #[test]
     fn node_ports_follow_the_type() {
         let allocator = allocator("10.96.0.0/16");
-        let mut new = service("a", json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 81, "nodePort": 30007}]}));
+        let mut new = service(
+            "a",
+            json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 81, "nodePort": 30007}]}),
+        );
         give(&allocator, None, &mut new, 7).unwrap();
         assert_eq!(new["spec"]["ports"][0]["nodePort"], 30008);
         let mut internal = new.clone();

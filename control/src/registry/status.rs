@@ -31,17 +31,22 @@ pub struct Status {
     pub reason: &'static str,
     /// For people.
     pub message: String,
-    /// `details.name`.
+    /// What it is about, if there is more to say.
+    pub details: Option<Box<Details>>,
+}
+
+/// `details` of a [`Status`], and the one field of its `metadata`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// Name of the object.
     pub name: String,
-    /// `details.group`.
+    /// Its group.
     pub group: String,
-    /// `details.kind`: the plural resource, or for `Invalid` the kind.
+    /// The plural resource, or for `Invalid` the kind.
     pub kind: String,
-    /// `details.uid`.
-    pub uid: String,
-    /// `details.causes`.
+    /// One for each fault.
     pub causes: Vec<Cause>,
-    /// `details.retryAfterSeconds`, sent as `Retry-After` too.
+    /// `retryAfterSeconds`, sent as `Retry-After` too.
     pub retry_after: Option<u32>,
     /// `metadata.continue`: how a list whose token expired can go on, inconsistently.
     pub continue_token: String,
@@ -54,20 +59,20 @@ impl Status {
             code,
             reason,
             message: message.into(),
-            name: String::new(),
-            group: String::new(),
-            kind: String::new(),
-            uid: String::new(),
-            causes: Vec::new(),
-            retry_after: None,
-            continue_token: String::new(),
+            details: None,
         }
     }
 
+    /// The details, made if there are none.
+    pub fn details_mut(&mut self) -> &mut Details {
+        self.details.get_or_insert_default()
+    }
+
     fn about(mut self, resource: &Resource, name: &str) -> Self {
-        self.name = name.to_owned();
-        self.group = resource.group.to_owned();
-        self.kind = resource.plural.to_owned();
+        let details = self.details_mut();
+        details.name = name.to_owned();
+        details.group = resource.group.to_owned();
+        details.kind = resource.plural.to_owned();
         self
     }
 
@@ -90,7 +95,10 @@ impl Status {
 
     /// 409: the object changed since it was read, or a precondition failed.
     pub fn conflict(resource: &Resource, name: &str, why: impl fmt::Display) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", qualified(resource));
+        let message = format!(
+            "Operation cannot be fulfilled on {} \"{name}\": {why}",
+            qualified(resource)
+        );
         Self::new(409, "Conflict", message).about(resource, name)
     }
 
@@ -112,13 +120,17 @@ impl Status {
         };
         let list = match errors {
             [one] => one.to_string(),
-            many => format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+            many => format!(
+                "[{}]",
+                many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            ),
         };
         let mut status = Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {list}"));
-        status.name = name.to_owned();
-        status.group = resource.group.to_owned();
-        status.kind = resource.kind.to_owned();
-        status.causes = errors.iter().map(cause).collect();
+        let details = status.details_mut();
+        details.name = name.to_owned();
+        details.group = resource.group.to_owned();
+        details.kind = resource.kind.to_owned();
+        details.causes = errors.iter().map(cause).collect();
         status
     }
 
@@ -144,7 +156,10 @@ impl Status {
 
     /// 405: the resource does not have this verb.
     pub fn method_not_allowed(resource: &Resource, verb: &str) -> Self {
-        let message = format!("{verb} is not supported on resources of kind \"{}\"", qualified(resource));
+        let message = format!(
+            "{verb} is not supported on resources of kind \"{}\"",
+            qualified(resource)
+        );
         Self::new(405, "MethodNotAllowed", message).about(resource, "")
     }
 
@@ -176,7 +191,7 @@ impl Status {
     /// 429: the server or a quota asks the client to slow down.
     pub fn too_many_requests(message: impl Into<String>, retry_after: u32) -> Self {
         let mut status = Self::new(429, "TooManyRequests", message);
-        status.retry_after = Some(retry_after);
+        status.details_mut().retry_after = Some(retry_after);
         status
     }
 
@@ -194,8 +209,9 @@ impl Status {
     pub fn too_large_revision(requested: u64, current: u64) -> Self {
         let message = format!("Timeout: Too large resource version: {requested}, current: {current}");
         let mut status = Self::new(504, "Timeout", message);
-        status.retry_after = Some(1);
-        status.causes = vec![Cause {
+        let details = status.details_mut();
+        details.retry_after = Some(1);
+        details.causes = vec![Cause {
             reason: "ResourceVersionTooLarge".into(),
             message: "Too large resource version".into(),
             field: String::new(),
@@ -235,29 +251,35 @@ impl Status {
 
     /// The `v1/Status` object.
     pub fn to_value(&self) -> Value {
-        let mut details = serde_json::Map::new();
-        for (key, value) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)] {
-            if !value.is_empty() {
-                details.insert(key.into(), json!(value));
-            }
-        }
-        if !self.causes.is_empty() {
-            details.insert("causes".into(), self.causes.iter().map(cause_value).collect());
-        }
-        if let Some(seconds) = self.retry_after {
-            details.insert("retryAfterSeconds".into(), json!(seconds));
-        }
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code,
         });
-        if !self.continue_token.is_empty() {
-            status["metadata"]["continue"] = json!(self.continue_token);
-        }
-        if !details.is_empty() {
-            status["details"] = Value::Object(details);
+        if let Some(details) = &self.details {
+            status["details"] = details.to_value();
+            if !details.continue_token.is_empty() {
+                status["metadata"]["continue"] = json!(details.continue_token);
+            }
         }
         status
+    }
+}
+
+impl Details {
+    fn to_value(&self) -> Value {
+        let mut value = serde_json::Map::new();
+        for (key, text) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind)] {
+            if !text.is_empty() {
+                value.insert(key.into(), json!(text));
+            }
+        }
+        if !self.causes.is_empty() {
+            value.insert("causes".into(), self.causes.iter().map(cause_value).collect());
+        }
+        if let Some(seconds) = self.retry_after {
+            value.insert("retryAfterSeconds".into(), json!(seconds));
+        }
+        Value::Object(value)
     }
 }
 
@@ -285,12 +307,20 @@ pub fn qualified(resource: &Resource) -> String {
 }
 
 fn cause(error: &FieldError) -> Cause {
-    Cause { reason: error.kind.reason().to_owned(), message: error.message(), field: error.path.clone() }
+    Cause {
+        reason: error.kind.reason().to_owned(),
+        message: error.message(),
+        field: error.path.clone(),
+    }
 }
 
 fn cause_value(cause: &Cause) -> Value {
     let mut value = serde_json::Map::new();
-    for (key, text) in [("reason", &cause.reason), ("message", &cause.message), ("field", &cause.field)] {
+    for (key, text) in [
+        ("reason", &cause.reason),
+        ("message", &cause.message),
+        ("field", &cause.field),
+    ] {
         if !text.is_empty() {
             value.insert(key.into(), json!(text));
         }

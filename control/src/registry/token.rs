@@ -35,9 +35,16 @@ impl Registry {
             .filter_map(|audience| audience.as_str().map(str::to_owned))
             .collect();
         let scope = self.scope(&account, &spec["boundObjectRef"])?;
-        let seen = if audiences.is_empty() { vec![ISSUER.to_owned()] } else { audiences.clone() };
+        let seen = if audiences.is_empty() {
+            vec![ISSUER.to_owned()]
+        } else {
+            audiences.clone()
+        };
         let now = self.environment().now();
-        let (token, expires) = self.tokens.issue(scope, &audiences, seconds, now).map_err(Status::internal)?;
+        let (token, expires) = self
+            .tokens
+            .issue(scope, &audiences, seconds, now)
+            .map_err(Status::internal)?;
         request["spec"]["audiences"] = json!(seen);
         request["spec"]["expirationSeconds"] = json!(seconds);
         let token = if dry_run { String::new() } else { token };
@@ -68,25 +75,33 @@ impl Registry {
             "Secret" => ("secrets", namespace),
             "Node" => ("nodes", ""),
             other => {
-                let message = format!("cannot bind token for serviceaccount to a {other:?}: it must be a Pod, Secret or Node");
+                let message =
+                    format!("cannot bind token for serviceaccount to a {other:?}: it must be a Pod, Secret or Node");
                 return Err(Status::bad_request(message));
             }
         };
         let missing = || {
             let mut status = Status::new(404, "NotFound", format!("{plural} \"{name}\" not found"));
-            (status.name, status.kind) = (name.to_owned(), plural.to_owned());
+            let details = status.details_mut();
+            (details.name, details.kind) = (name.to_owned(), plural.to_owned());
             status
         };
         let object = self.cache().get(plural, home, name).ok_or_else(missing)?;
         let uid = text(reference, "/uid");
         if !uid.is_empty() && uid != object.uid() {
-            let message = format!("the UID in the bound object reference ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated", object.uid());
+            let message = format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated",
+                object.uid()
+            );
             return Err(Status::new(409, "Conflict", message));
         }
         match kind {
             "Pod" => {
                 if object.field("spec.serviceAccountName").unwrap_or_default() != &*account.name {
-                    let message = format!("cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.", &*account.name);
+                    let message = format!(
+                        "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+                        &*account.name
+                    );
                     return Err(Status::bad_request(message));
                 }
                 let node = object.field("spec.nodeName").unwrap_or_default();
@@ -101,7 +116,10 @@ impl Registry {
 }
 
 fn bound(object: &Object) -> Bound {
-    Bound { name: object.name.to_string(), uid: object.uid().to_owned() }
+    Bound {
+        name: object.name.to_string(),
+        uid: object.uid().to_owned(),
+    }
 }
 
 fn check_seconds(name: &str, seconds: i64) -> Result<(), Status> {
@@ -113,5 +131,9 @@ fn check_seconds(name: &str, seconds: i64) -> Result<(), Status> {
         return Ok(());
     };
     let error = FieldError::invalid("spec.expirationSeconds", seconds, detail);
-    Err(Status::new(422, "Invalid", format!("TokenRequest.authentication.k8s.io \"{name}\" is invalid: {error}")))
+    Err(Status::new(
+        422,
+        "Invalid",
+        format!("TokenRequest.authentication.k8s.io \"{name}\" is invalid: {error}"),
+    ))
 }

@@ -51,11 +51,15 @@ impl Registry {
             return self.create(who, resource, namespace, object, options).await;
         }
         if text(&object, "/metadata/resourceVersion").is_empty() && !resource.strategy.unconditional_update {
-            let error =
-                FieldError::invalid("metadata.resourceVersion", "", "must be specified for an update");
+            let error = FieldError::invalid("metadata.resourceVersion", "", "must be specified for an update");
             return Err(Status::invalid(resource, name, &[error]));
         }
-        let target = Target { resource, subresource, namespace, name };
+        let target = Target {
+            resource,
+            subresource,
+            namespace,
+            name,
+        };
         self.modify(who, target, &options, |_| Ok(object.clone())).await
     }
 
@@ -67,7 +71,12 @@ impl Registry {
         options: &WriteOptions,
         change: impl Fn(&Value) -> Result<Value, Status>,
     ) -> Result<Arc<Object>, Status> {
-        let Target { resource, namespace, name, .. } = target;
+        let Target {
+            resource,
+            namespace,
+            name,
+            ..
+        } = target;
         for _ in 0..MAX_RETRIES {
             let current = self.get(resource, namespace, name)?;
             let old = current.value();
@@ -75,7 +84,10 @@ impl Registry {
             let changed = change(&view)?;
             check_revision(resource, name, &changed, &current)?;
             let new = self.prepare(who, target, changed, &old, options)?;
-            match self.replace(storage_row(resource), &current, new, &old, options.dry_run).await {
+            match self
+                .replace(storage_row(resource), &current, new, &old, options.dry_run)
+                .await
+            {
                 Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(Status::from_store(&error, resource, name)),
                 Ok(outcome) => return outcome,
@@ -136,7 +148,9 @@ impl Registry {
         let answer = done.then(|| unsaved(resource, &new, Some(current)));
         let object = if done { None } else { Some(new) };
         let expect = Expect::At(current.revision);
-        let written = self.commit(resource, &current.namespace, &current.name, object, expect).await?;
+        let written = self
+            .commit(resource, &current.namespace, &current.name, object, expect)
+            .await?;
         reservation.keep();
         if done {
             self.release(resource, old);

@@ -127,11 +127,6 @@ pub(super) fn by_name(name: &str) -> Option<&'static Type> {
     TABLE.by_name.get(name).map(|id| id.get())
 }
 
-/// All types, sorted by name.
-pub(super) fn all() -> &'static [Type] {
-    &TABLE.types
-}
-
 /// The OpenAPI name of a kind's type. The kinds of meta/v1 (DeleteOptions, Status, …) belong to every group-version.
 pub fn type_for(group: &str, version: &str, kind: &str) -> Option<&'static str> {
     let exact = TABLE.types.iter().find(|ty| ty.gvk == Some((group, version, kind)));

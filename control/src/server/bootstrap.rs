@@ -20,8 +20,14 @@ pub(super) async fn run(
     service_range: Ipv4Range,
     advertise: SocketAddr,
 ) -> Result<(), ServerError> {
-    let who = User { name: "system:apiserver".into(), groups: vec!["system:masters".into()], ..User::default() };
-    let namespaces = NAMESPACES.iter().map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+    let who = User {
+        name: "system:apiserver".into(),
+        groups: vec!["system:masters".into()],
+        ..User::default()
+    };
+    let namespaces = NAMESPACES
+        .iter()
+        .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     try_join_all(namespaces.map(|namespace| ensure(registry, &who, namespace, false))).await?;
     let mut objects: Vec<(Value, bool)> = vec![
         (service(service_range), false),
@@ -29,24 +35,44 @@ pub(super) async fn run(
         (endpoint_slice(advertise), true),
     ];
     objects.extend(auth::bootstrap().into_iter().map(|object| (object, false)));
-    try_join_all(objects.into_iter().map(|(object, update)| ensure(registry, &who, object, update))).await?;
+    try_join_all(
+        objects
+            .into_iter()
+            .map(|(object, update)| ensure(registry, &who, object, update)),
+    )
+    .await?;
     Ok(())
 }
 
 /// Creates the object; if it exists and `update` is set, makes it as given.
 async fn ensure(registry: &Registry, who: &User, object: Value, update: bool) -> Result<(), ServerError> {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |pointer: &str| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let (name, namespace) = (text("/metadata/name"), text("/metadata/namespace"));
-    let failed = |status: Status| ServerError::Bootstrap { what: format!("{} {name}", text("/kind")), status };
+    let failed = |status: Status| ServerError::Bootstrap {
+        what: format!("{} {name}", text("/kind")),
+        status,
+    };
     let resource = row(&object).ok_or_else(|| failed(Status::no_route()))?;
     let exists = registry.cache().get(resource.key, &namespace, &name).is_some();
     let outcome = match (exists, update) {
         (true, false) => return Ok(()),
         (true, true) => {
             let options = WriteOptions::default();
-            registry.update(who, resource, None, &namespace, &name, object.clone(), options).await
+            registry
+                .update(who, resource, None, &namespace, &name, object.clone(), options)
+                .await
         }
-        (false, _) => registry.create(who, resource, &namespace, object.clone(), CreateOptions::default()).await,
+        (false, _) => {
+            registry
+                .create(who, resource, &namespace, object.clone(), CreateOptions::default())
+                .await
+        }
     };
     match outcome {
         Ok(_) => Ok(()),

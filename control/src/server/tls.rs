@@ -30,7 +30,11 @@ impl Keys {
             roots.add(certificate).map_err(|error| bad(&ca_path, &error))?;
         }
         let roots = Arc::new(roots);
-        Ok(Self { server: server(dir, &roots)?, client: client(dir, roots)?, ca_pem })
+        Ok(Self {
+            server: server(dir, &roots)?,
+            client: client(dir, roots)?,
+            ca_pem,
+        })
     }
 }
 
@@ -73,5 +77,8 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, ServerError> {
 }
 
 fn bad(path: &Path, error: &dyn std::fmt::Display) -> ServerError {
-    ServerError::Pki { path: PathBuf::from(path), what: error.to_string() }
+    ServerError::Pki {
+        path: PathBuf::from(path),
+        what: error.to_string(),
+    }
 }

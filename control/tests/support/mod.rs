@@ -44,9 +44,18 @@ impl Cluster {
             service_cidr: "10.96.0.0/16".into(),
             pod_cidr: "10.244.0.0/16".into(),
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let server = runtime.block_on(Server::start(config)).unwrap();
-        Self { runtime, server: Some(server), directory, port }
+        Self {
+            runtime,
+            server: Some(server),
+            directory,
+            port,
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -79,7 +88,10 @@ impl Cluster {
     pub fn kubectl_in(&self, line: &str, input: &str) -> String {
         let arguments: Vec<&str> = line.split_whitespace().collect();
         let output = self.kubectl_with(&arguments, input, &[]);
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
         assert!(output.status.success(), "kubectl {line}: {err}\n{out}");
         out.into_owned()
     }
@@ -88,7 +100,11 @@ impl Cluster {
     pub fn refused(&self, line: &str, input: &str) -> String {
         let arguments: Vec<&str> = line.split_whitespace().collect();
         let output = self.kubectl_with(&arguments, input, &[]);
-        assert!(!output.status.success(), "kubectl {line} should fail: {}", String::from_utf8_lossy(&output.stdout));
+        assert!(
+            !output.status.success(),
+            "kubectl {line} should fail: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
@@ -104,9 +120,11 @@ impl Cluster {
         self.runtime.block_on(async {
             let tcp = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
             let name = ServerName::try_from("localhost").unwrap();
-            let tls = tokio_rustls::TlsConnector::from(self.tls()).connect(name, tcp).await.unwrap();
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.unwrap();
+            let tls = tokio_rustls::TlsConnector::from(self.tls())
+                .connect(name, tcp)
+                .await
+                .unwrap();
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.unwrap();
             tokio::spawn(connection);
             let response = sender.send_request(request).await.unwrap();
             let code = response.status().as_u16();
@@ -118,7 +136,9 @@ impl Cluster {
     fn tls(&self) -> Arc<rustls::ClientConfig> {
         let pki = self.path().join("pki");
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(pki.join("ca.crt")).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_file(pki.join("ca.crt")).unwrap())
+            .unwrap();
         let chain = vec![CertificateDer::from_pem_file(pki.join("admin.crt")).unwrap()];
         let key = PrivateKeyDer::from_pem_file(pki.join("admin.key")).unwrap();
         let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))

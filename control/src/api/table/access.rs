@@ -25,7 +25,9 @@ pub(super) const BINDING: Printer = Printer {
 fn binding(object: &Value, now: Timestamp) -> Vec<Value> {
     let role = &object["roleRef"];
     let subjects = |kind: &str| {
-        let found = list(object, "/subjects").iter().filter(|subject| subject["kind"] == kind);
+        let found = list(object, "/subjects")
+            .iter()
+            .filter(|subject| subject["kind"] == kind);
         let names: Vec<String> = found
             .map(|subject| match (kind, text(subject, "/namespace")) {
                 ("ServiceAccount", namespace) => format!("{namespace}/{}", text(subject, "/name")),

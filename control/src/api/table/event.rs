@@ -16,7 +16,12 @@ pub(super) const EVENT: Printer = Printer {
         Column::text("Message"),
         Column::text("First Seen").wide(),
         Column::text("Count").wide(),
-        Column { name: "Name", kind: "string", format: "name", priority: 1 },
+        Column {
+            name: "Name",
+            kind: "string",
+            format: "name",
+            priority: 1,
+        },
     ],
     cells,
 };
@@ -82,7 +87,18 @@ mod tests {
         let now = "2026-01-01T00:01:30Z".parse().unwrap();
         assert_eq!(
             json!(cells(&object, now)),
-            json!(["30s", "Normal", "Started", "pod/web", "spec.containers{a}", "kubelet, n1", "Started it", "90s", "4", "web.1"])
+            json!([
+                "30s",
+                "Normal",
+                "Started",
+                "pod/web",
+                "spec.containers{a}",
+                "kubelet, n1",
+                "Started it",
+                "90s",
+                "4",
+                "web.1"
+            ])
         );
     }
 }

@@ -27,11 +27,21 @@ pub(super) struct Column {
 
 impl Column {
     const fn text(name: &'static str) -> Self {
-        Self { name, kind: "string", format: "", priority: 0 }
+        Self {
+            name,
+            kind: "string",
+            format: "",
+            priority: 0,
+        }
     }
 
     const fn number(name: &'static str) -> Self {
-        Self { name, kind: "integer", format: "", priority: 0 }
+        Self {
+            name,
+            kind: "integer",
+            format: "",
+            priority: 0,
+        }
     }
 
     const fn wide(mut self) -> Self {
@@ -40,7 +50,12 @@ impl Column {
     }
 }
 
-const NAME: Column = Column { name: "Name", kind: "string", format: "name", priority: 0 };
+const NAME: Column = Column {
+    name: "Name",
+    kind: "string",
+    format: "name",
+    priority: 0,
+};
 const AGE: Column = Column::text("Age");
 
 /// How a kind is shown.
@@ -49,7 +64,10 @@ pub(super) struct Printer {
     cells: fn(&Value, Timestamp) -> Vec<Value>,
 }
 
-const DEFAULT: Printer = Printer { columns: &[NAME, Column::text("Created At")], cells: default_cells };
+const DEFAULT: Printer = Printer {
+    columns: &[NAME, Column::text("Created At")],
+    cells: default_cells,
+};
 
 fn default_cells(object: &Value, _now: Timestamp) -> Vec<Value> {
     vec![name(object), object["metadata"]["creationTimestamp"].clone()]
@@ -111,7 +129,10 @@ fn int(object: &Value, pointer: &str) -> i64 {
 }
 
 fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
-    object.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    object
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
 }
 
 /// `<none>` for what is empty.
@@ -123,8 +144,9 @@ fn or_none(text: impl Into<String>) -> Value {
 /// `a=b,c=d`, or `<none>`.
 fn labels(map: &Value) -> Value {
     let pairs = map.as_object().into_iter().flatten();
-    let pairs: Vec<String> =
-        pairs.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    let pairs: Vec<String> = pairs
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
     or_none(pairs.join(","))
 }
 
@@ -138,7 +160,16 @@ mod tests {
         for row in crate::schema::resources().iter().filter(|row| row.storage) {
             let shown = cells(row, &object, Timestamp::UNIX_EPOCH);
             assert_eq!(shown.len(), printer(row).columns.len(), "{}", row.key);
-            assert_eq!(printer(row).columns.iter().filter(|column| column.format == "name").count(), usize::from(row.key != "events"), "{}", row.key);
+            assert_eq!(
+                printer(row)
+                    .columns
+                    .iter()
+                    .filter(|column| column.format == "name")
+                    .count(),
+                usize::from(row.key != "events"),
+                "{}",
+                row.key
+            );
         }
     }
 }

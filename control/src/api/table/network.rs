@@ -23,10 +23,19 @@ pub(super) const SERVICE: Printer = Printer {
     cells: service,
 };
 
-pub(super) const ENDPOINTS: Printer = Printer { columns: &[NAME, Column::text("Endpoints"), AGE], cells: endpoints };
+pub(super) const ENDPOINTS: Printer = Printer {
+    columns: &[NAME, Column::text("Endpoints"), AGE],
+    cells: endpoints,
+};
 
 pub(super) const ENDPOINT_SLICE: Printer = Printer {
-    columns: &[NAME, Column::text("AddressType"), Column::text("Ports"), Column::text("Endpoints"), AGE],
+    columns: &[
+        NAME,
+        Column::text("AddressType"),
+        Column::text("Ports"),
+        Column::text("Endpoints"),
+        AGE,
+    ],
     cells: endpoint_slice,
 };
 
@@ -43,15 +52,30 @@ fn service(object: &Value, now: Timestamp) -> Vec<Value> {
 }
 
 fn external_address(object: &Value) -> String {
-    let listed: Vec<&str> = list(object, "/spec/externalIPs").iter().filter_map(Value::as_str).collect();
+    let listed: Vec<&str> = list(object, "/spec/externalIPs")
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
     let listed = listed.join(",");
-    let nothing = || if listed.is_empty() { "<none>".to_owned() } else { listed.clone() };
+    let nothing = || {
+        if listed.is_empty() {
+            "<none>".to_owned()
+        } else {
+            listed.clone()
+        }
+    };
     match text(object, "/spec/type") {
         "ExternalName" => text(object, "/spec/externalName").to_owned(),
         "LoadBalancer" => {
             let ingress: Vec<&str> = list(object, "/status/loadBalancer/ingress")
                 .iter()
-                .map(|one| if text(one, "/ip").is_empty() { text(one, "/hostname") } else { text(one, "/ip") })
+                .map(|one| {
+                    if text(one, "/ip").is_empty() {
+                        text(one, "/hostname")
+                    } else {
+                        text(one, "/ip")
+                    }
+                })
                 .collect();
             let mut shown = ingress.join(",");
             if shown.len() > INGRESS_WIDTH {
@@ -132,19 +156,27 @@ mod tests {
     #[test]
     fn services_show_where_they_are_reached() {
         let ports = json!([{"port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]);
-        let node_port = json!({"metadata": {"name": "a"}, "spec": {"type": "NodePort", "clusterIP": "10.96.0.9", "ports": ports}});
+        let node_port =
+            json!({"metadata": {"name": "a"}, "spec": {"type": "NodePort", "clusterIP": "10.96.0.9", "ports": ports}});
         let cells = service(&node_port, Timestamp::UNIX_EPOCH);
-        assert_eq!(json!(cells[1..5]), json!(["NodePort", "10.96.0.9", "<none>", "80:30080/TCP,53/UDP"]));
+        assert_eq!(
+            json!(cells[1..5]),
+            json!(["NodePort", "10.96.0.9", "<none>", "80:30080/TCP,53/UDP"])
+        );
         let pending = json!({"metadata": {"name": "b"}, "spec": {"type": "LoadBalancer"}});
         assert_eq!(external_address(&pending), "<pending>");
         let name = json!({"metadata": {"name": "c"}, "spec": {"type": "ExternalName", "externalName": "x.org"}});
-        assert_eq!(json!(service(&name, Timestamp::UNIX_EPOCH)[2..5]), json!(["<none>", "x.org", "<none>"]));
+        assert_eq!(
+            json!(service(&name, Timestamp::UNIX_EPOCH)[2..5]),
+            json!(["<none>", "x.org", "<none>"])
+        );
     }
 
     #[test]
     fn long_lists_of_endpoints_are_cut() {
         let addresses: Vec<Value> = (1..=5).map(|n| json!({"addresses": [format!("10.0.0.{n}")]})).collect();
-        let slice = json!({"metadata": {"name": "s"}, "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": addresses});
+        let slice =
+            json!({"metadata": {"name": "s"}, "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": addresses});
         assert_eq!(
             json!(endpoint_slice(&slice, Timestamp::UNIX_EPOCH)[1..4]),
             json!(["IPv4", "80", "10.0.0.1,10.0.0.2,10.0.0.3 + 2 more..."])

@@ -43,7 +43,9 @@ fn node(object: &Value, now: Timestamp) -> Vec<Value> {
 }
 
 fn status(object: &Value) -> String {
-    let ready = list(object, "/status/conditions").iter().find(|condition| condition["type"] == "Ready");
+    let ready = list(object, "/status/conditions")
+        .iter()
+        .find(|condition| condition["type"] == "Ready");
     let mut words = vec![match ready.map(|condition| text(condition, "/status")) {
         Some("True") => "Ready",
         Some(_) => "NotReady",
@@ -72,7 +74,9 @@ fn roles(object: &Value) -> String {
 }
 
 fn address<'a>(object: &'a Value, kind: &str) -> &'a str {
-    let found = list(object, "/status/addresses").iter().find(|address| address["type"] == kind);
+    let found = list(object, "/status/addresses")
+        .iter()
+        .find(|address| address["type"] == kind);
     found.map_or("", |address| text(address, "/address"))
 }
 
@@ -91,6 +95,9 @@ mod tests {
         });
         let cells = node(&object, Timestamp::UNIX_EPOCH);
         assert_eq!(json!(cells[1..3]), json!(["Ready,SchedulingDisabled", "control-plane"]));
-        assert_eq!(json!(cells[4..]), json!(["v1.37.0", "192.168.0.2", "<none>", "Debian", "6.18", "hull://0.1.0"]));
+        assert_eq!(
+            json!(cells[4..]),
+            json!(["v1.37.0", "192.168.0.2", "<none>", "Debian", "6.18", "hull://0.1.0"])
+        );
     }
 }

@@ -24,7 +24,11 @@ fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
     let shown = summarize(pod);
     let restarts = match shown.last_restart {
         Some(at) if shown.restarts > 0 => {
-            format!("{} ({} ago)", shown.restarts, age::human(now.as_second() - at.as_second()))
+            format!(
+                "{} ({} ago)",
+                shown.restarts,
+                age::human(now.as_second() - at.as_second())
+            )
         }
         _ => shown.restarts.to_string(),
     };
@@ -45,9 +49,15 @@ fn readiness_gates(pod: &Value) -> Value {
     let gates = list(pod, "/spec/readinessGates");
     let met = gates.iter().filter(|gate| {
         let conditions = list(pod, "/status/conditions");
-        conditions.iter().any(|condition| condition["type"] == gate["conditionType"] && condition["status"] == "True")
+        conditions
+            .iter()
+            .any(|condition| condition["type"] == gate["conditionType"] && condition["status"] == "True")
     });
-    or_none(if gates.is_empty() { String::new() } else { format!("{}/{}", met.count(), gates.len()) })
+    or_none(if gates.is_empty() {
+        String::new()
+    } else {
+        format!("{}/{}", met.count(), gates.len())
+    })
 }
 
 struct Summary {
@@ -68,17 +78,26 @@ impl Summary {
 
 fn is_restartable_init(pod: &Value, name: &Value) -> bool {
     let inits = list(pod, "/spec/initContainers");
-    inits.iter().any(|container| container["name"] == *name && container["restartPolicy"] == "Always")
+    inits
+        .iter()
+        .any(|container| container["name"] == *name && container["restartPolicy"] == "Always")
 }
 
 fn summarize(pod: &Value) -> Summary {
     let phase = text(pod, "/status/phase");
     let reason = text(pod, "/status/reason");
-    let sidecars = list(pod, "/spec/initContainers").iter().filter(|one| one["restartPolicy"] == "Always").count();
+    let sidecars = list(pod, "/spec/initContainers")
+        .iter()
+        .filter(|one| one["restartPolicy"] == "Always")
+        .count();
     let mut shown = Summary {
         ready: 0,
         total: list(pod, "/spec/containers").len() + sidecars,
-        status: if reason.is_empty() { phase.to_owned() } else { reason.to_owned() },
+        status: if reason.is_empty() {
+            phase.to_owned()
+        } else {
+            reason.to_owned()
+        },
         restarts: 0,
         last_restart: None,
     };
@@ -130,7 +149,9 @@ fn init_containers(pod: &Value, shown: &mut Summary) -> bool {
 
 fn is_initialized(pod: &Value) -> bool {
     let conditions = list(pod, "/status/conditions");
-    conditions.iter().any(|condition| condition["type"] == "Initialized" && condition["status"] == "True")
+    conditions
+        .iter()
+        .any(|condition| condition["type"] == "Initialized" && condition["status"] == "True")
 }
 
 fn terminated_reason(terminated: &Value) -> String {
@@ -159,14 +180,22 @@ fn containers(pod: &Value, shown: &mut Summary) {
     }
     if shown.status == "Completed" && running {
         let conditions = list(pod, "/status/conditions");
-        let ready = conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+        let ready = conditions
+            .iter()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
         shown.status = if ready { "Running" } else { "NotReady" }.into();
     }
 }
 
 /// Once the containers run, only those init containers that keep running count.
 fn sidecar_restarts(pod: &Value) -> (i64, Option<Timestamp>) {
-    let mut sum = Summary { ready: 0, total: 0, status: String::new(), restarts: 0, last_restart: None };
+    let mut sum = Summary {
+        ready: 0,
+        total: 0,
+        status: String::new(),
+        restarts: 0,
+        last_restart: None,
+    };
     for status in list(pod, "/status/initContainerStatuses") {
         if is_restartable_init(pod, &status["name"]) {
             sum.count_restarts(status);
@@ -181,7 +210,10 @@ mod tests {
 
     fn shown(pod: &Value) -> Vec<String> {
         let now = "2026-01-01T01:00:00Z".parse().unwrap();
-        cells(pod, now).iter().map(|cell| cell.as_str().unwrap_or_default().to_owned()).collect()
+        cells(pod, now)
+            .iter()
+            .map(|cell| cell.as_str().unwrap_or_default().to_owned())
+            .collect()
     }
 
     fn pod(status: Value) -> Value {
@@ -198,7 +230,20 @@ mod tests {
             {"name": "a", "ready": true, "restartCount": 0, "state": {"running": {}}},
             {"name": "b", "ready": true, "restartCount": 2, "state": {"running": {}},
              "lastState": {"terminated": {"finishedAt": "2026-01-01T00:59:30Z"}}}]});
-        assert_eq!(shown(&pod(status)), ["web", "2/2", "Running", "2 (30s ago)", "5m", "10.244.0.5", "n1", "<none>", "<none>"]);
+        assert_eq!(
+            shown(&pod(status)),
+            [
+                "web",
+                "2/2",
+                "Running",
+                "2 (30s ago)",
+                "5m",
+                "10.244.0.5",
+                "n1",
+                "<none>",
+                "<none>"
+            ]
+        );
     }
 
     #[test]
@@ -209,7 +254,8 @@ mod tests {
         let crashed = json!({"phase": "Running", "containerStatuses": [
             {"name": "a", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]});
         assert_eq!(shown(&pod(crashed))[2], "OOMKilled");
-        let signalled = json!({"phase": "Running", "containerStatuses": [{"state": {"terminated": {"exitCode": 9, "signal": 9}}}]});
+        let signalled =
+            json!({"phase": "Running", "containerStatuses": [{"state": {"terminated": {"exitCode": 9, "signal": 9}}}]});
         assert_eq!(shown(&pod(signalled))[2], "Signal:9");
     }
 

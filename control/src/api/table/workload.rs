@@ -35,14 +35,23 @@ pub(super) const REPLICA_SET: Printer = Printer {
 };
 
 pub(super) const POD_TEMPLATE: Printer = Printer {
-    columns: &[NAME, Column::text("Containers"), Column::text("Images"), Column::text("Pod Labels")],
+    columns: &[
+        NAME,
+        Column::text("Containers"),
+        Column::text("Images"),
+        Column::text("Pod Labels"),
+    ],
     cells: pod_template,
 };
 
 fn deployment(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![
         name(object),
-        json!(format!("{}/{}", int(object, "/status/readyReplicas"), int(object, "/spec/replicas"))),
+        json!(format!(
+            "{}/{}",
+            int(object, "/status/readyReplicas"),
+            int(object, "/spec/replicas")
+        )),
         json!(int(object, "/status/updatedReplicas")),
         json!(int(object, "/status/availableReplicas")),
         created(object, now),
@@ -75,7 +84,10 @@ fn pod_template(object: &Value, _now: Timestamp) -> Vec<Value> {
 }
 
 fn containers(object: &Value, at: &str, field: &str) -> Value {
-    let values: Vec<&str> = list(object, at).iter().map(|container| text(container, field)).collect();
+    let values: Vec<&str> = list(object, at)
+        .iter()
+        .map(|container| text(container, field))
+        .collect();
     json!(values.join(","))
 }
 
@@ -92,6 +104,9 @@ mod tests {
             "status": {"readyReplicas": 1, "updatedReplicas": 2, "availableReplicas": 1},
         });
         let now = "2026-01-01T00:00:30Z".parse().unwrap();
-        assert_eq!(json!(deployment(&object, now)), json!(["web", "1/3", 2, 1, "30s", "a,b", "x:1,y", "app=web"]));
+        assert_eq!(
+            json!(deployment(&object, now)),
+            json!(["web", "1/3", 2, 1, "30s", "a,b", "x:1,y", "app=web"])
+        );
     }
 }

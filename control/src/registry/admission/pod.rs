@@ -55,7 +55,8 @@ pub(super) fn priority(resource: &'static Resource, pod: &mut Value) -> Result<(
     };
     let spec = child_mut(pod, "spec");
     spec.insert("priority".into(), json!(value));
-    spec.entry("preemptionPolicy").or_insert_with(|| json!("PreemptLowerPriority"));
+    spec.entry("preemptionPolicy")
+        .or_insert_with(|| json!("PreemptLowerPriority"));
     Ok(())
 }
 
@@ -66,7 +67,10 @@ pub(super) async fn service_account(
     namespace: &str,
     pod: &mut Value,
 ) -> Result<(), Status> {
-    if pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some() {
+    if pod
+        .pointer("/metadata/annotations/kubernetes.io~1config.mirror")
+        .is_some()
+    {
         return Ok(());
     }
     let name = match text(pod, "/spec/serviceAccountName") {
@@ -77,19 +81,25 @@ pub(super) async fn service_account(
     spec.insert("serviceAccountName".into(), json!(name));
     spec.insert("serviceAccount".into(), json!(name));
     let Some(account) = find_account(registry, namespace, &name).await else {
-        let why = format!(
-            "error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found"
-        );
+        let why = format!("error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found");
         return Err(Status::forbidden(resource, text(pod, "/metadata/name"), why));
     };
     let account = account.value();
     let secrets = &account["imagePullSecrets"];
     let spec = child_mut(pod, "spec");
-    if secrets.is_array() && spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+    if secrets.is_array()
+        && spec
+            .get("imagePullSecrets")
+            .and_then(Value::as_array)
+            .is_none_or(Vec::is_empty)
+    {
         spec.insert("imagePullSecrets".into(), secrets.clone());
     }
     let pod_says = spec.get("automountServiceAccountToken").and_then(Value::as_bool);
-    if pod_says.or(account["automountServiceAccountToken"].as_bool()).unwrap_or(true) {
+    if pod_says
+        .or(account["automountServiceAccountToken"].as_bool())
+        .unwrap_or(true)
+    {
         mount_token(pod, &registry.environment().suffix());
     }
     Ok(())
@@ -99,7 +109,11 @@ pub(super) async fn service_account(
 async fn find_account(registry: &Registry, namespace: &str, name: &str) -> Option<Arc<Object>> {
     let cache = registry.cache();
     let get = || cache.get("serviceaccounts", namespace, name);
-    let query = Query { resource: "serviceaccounts".into(), namespace: Some(namespace.into()), ..Default::default() };
+    let query = Query {
+        resource: "serviceaccounts".into(),
+        namespace: Some(namespace.into()),
+        ..Default::default()
+    };
     if let Some(found) = get() {
         return Some(found);
     }
@@ -148,7 +162,9 @@ fn mount_into(container: &mut Value, volume: &str) -> bool {
     if mounts.is_null() {
         *mounts = json!([]);
     }
-    let Some(mounts) = mounts.as_array_mut() else { return false };
+    let Some(mounts) = mounts.as_array_mut() else {
+        return false;
+    };
     if mounts.iter().any(|mount| mount["mountPath"] == TOKEN_PATH) {
         return false;
     }
@@ -193,9 +209,15 @@ mod tests {
         let mut pod = json!({"spec": {"initContainers": [{"name": "i"}], "containers": [
             {"name": "a"}, {"name": "b", "volumeMounts": [{"name": "own", "mountPath": TOKEN_PATH}]}]}});
         mount_token(&mut pod, "abcde");
-        assert_eq!(pod["spec"]["initContainers"][0]["volumeMounts"][0]["name"], "kube-api-access-abcde");
+        assert_eq!(
+            pod["spec"]["initContainers"][0]["volumeMounts"][0]["name"],
+            "kube-api-access-abcde"
+        );
         assert_eq!(pod["spec"]["containers"][0]["volumeMounts"][0]["mountPath"], TOKEN_PATH);
-        assert_eq!(pod["spec"]["containers"][1]["volumeMounts"].as_array().unwrap().len(), 1);
+        assert_eq!(
+            pod["spec"]["containers"][1]["volumeMounts"].as_array().unwrap().len(),
+            1
+        );
         assert_eq!(pod["spec"]["volumes"].as_array().unwrap().len(), 1);
     }
 
@@ -204,6 +226,9 @@ mod tests {
         let row = crate::schema::by_key("pods").unwrap();
         let mut pod = json!({"metadata": {"name": "p"}, "spec": {"priorityClassName": "gold"}});
         let refused = priority(row, &mut pod).unwrap_err();
-        assert_eq!(refused.message, "pods \"p\" is forbidden: no PriorityClass with name gold was found");
+        assert_eq!(
+            refused.message,
+            "pods \"p\" is forbidden: no PriorityClass with name gold was found"
+        );
     }
 }
