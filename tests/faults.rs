@@ -9,7 +9,7 @@ fn survives(name: &str, roles: &[&str]) {
     let cluster = TestCluster::start(name);
     let serve = "mkdir -p /tmp/w && echo alive > /tmp/w/index.html && (httpd -f -p 8080 -h /tmp/w &) ; i=0; while true; do echo line $i; i=$((i+1)); sleep 0.05; done";
     cluster.apply(&pod("steady", serve));
-    cluster.apply(&pod("mortal", "while [ ! -e /tmp/die ]; do sleep 0.05; done; exit 5"));
+    cluster.apply(&pod("mortal", "while [ ! -e /die ]; do sleep 0.05; done; exit 5"));
     cluster.wait_ready("steady");
     cluster.wait_ready("mortal");
     cluster.kubectl(&["expose", "pod", "steady", "--port=80", "--target-port=8080"]);
@@ -38,7 +38,7 @@ fn survives(name: &str, roles: &[&str]) {
     assert_eq!(steady["status"]["phase"], "Running", "{steady:#}");
     assert_eq!(cluster.container(&steady), before);
     log_has_no_gap(&cluster);
-    cluster.kubectl(&["exec", "mortal", "--", "/bin/busybox", "touch", "/tmp/die"]);
+    cluster.kubectl(&["exec", "mortal", "--", "/bin/busybox", "touch", "/die"]);
     cluster.until("the exit is reported", || cluster.get(&["pod", "mortal"])["status"]["containerStatuses"][0]["restartCount"] == 1);
     let mortal = cluster.get(&["pod", "mortal"])["status"]["containerStatuses"][0].clone();
     assert_eq!(mortal["lastState"]["terminated"]["exitCode"], 5, "{mortal:#}");

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// The port of the kubelet API, as every Kubernetes client and the API server expect it.
 pub const KUBELET_PORT: u16 = 10250;
 
+/// The range of pod addresses unless told otherwise.
+const DEFAULT_POD_CIDR: &str = "10.244.0.0/24";
+
 /// The configuration of one node agent.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -30,8 +33,9 @@ pub struct AgentConfig {
     pub service_cidr: String,
     /// Address at which the node's DNS answers pods.
     pub cluster_dns: Ipv4Addr,
-    /// Node-local address on which the node's DNS server listens; the proxy leads `cluster_dns` there.
-    pub dns_listen: SocketAddrV4,
+    /// Node-local address on which the node's DNS server listens; the proxy leads `cluster_dns` there. See
+    /// [`AgentConfig::dns_address`] for what it is when absent.
+    pub dns_listen: Option<SocketAddrV4>,
     /// DNS domain of the cluster, without the final dot.
     pub cluster_domain: String,
     /// The cgroup below the cgroup2 mount that holds all pods.
@@ -63,10 +67,10 @@ impl AgentConfig {
             serving_cert: data.join("pki/agent.crt"),
             serving_key: data.join("pki/agent.key"),
             client_ca: data.join("pki/ca.crt"),
-            pod_cidr: "10.244.0.0/24".to_owned(),
+            pod_cidr: DEFAULT_POD_CIDR.to_owned(),
             service_cidr: "10.96.0.0/16".to_owned(),
             cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
-            dns_listen: crate::dns::DEFAULT_LISTEN,
+            dns_listen: None,
             cluster_domain: "cluster.local".to_owned(),
             cgroup_parent: "hull".to_owned(),
             bpf_dir: PathBuf::from("/sys/fs/bpf/hull"),
@@ -75,6 +79,20 @@ impl AgentConfig {
             node_ip: None,
             max_pods: 110,
             insecure_registries: Vec::new(),
+        }
+    }
+
+    /// Where the node's DNS server listens: as configured, else the usual address, else, for an agent with a pod
+    /// range of its own (another one may run on this machine), an address made from that range.
+    #[must_use]
+    pub fn dns_address(&self) -> SocketAddrV4 {
+        let second = self.pod_cidr.split('.').nth(1).and_then(|octet| octet.parse().ok());
+        match (self.dns_listen, second) {
+            (Some(address), _) => address,
+            (None, Some(octet)) if self.pod_cidr != DEFAULT_POD_CIDR => {
+                SocketAddrV4::new(Ipv4Addr::new(169, 254, octet, 53), 53)
+            }
+            (None, _) => crate::dns::DEFAULT_LISTEN,
         }
     }
 

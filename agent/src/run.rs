@@ -150,7 +150,7 @@ pub async fn start(config: AgentConfig, api: Arc<dyn Api>, ready: oneshot::Sende
     let address = listener.local_addr().map_err(|source| AgentError::Listen { address: config.listen, source })?;
     let parts = make_parts(&config, pod_cidr).await?;
     let dns = dns::Server::bind(dns::Config {
-        listen: config.dns_listen,
+        listen: config.dns_address(),
         resolv_conf: PathBuf::from("/etc/resolv.conf"),
         exclude: vec![IpAddr::V4(config.cluster_dns)],
     })
@@ -179,7 +179,7 @@ pub async fn start(config: AgentConfig, api: Arc<dyn Api>, ready: oneshot::Sende
         view: NodeView {
             name: config.node_name.clone(),
             service_cidr,
-            dns: Some(DnsRedirect { cluster: config.cluster_dns, local: config.dns_listen }),
+            dns: Some(DnsRedirect { cluster: config.cluster_dns, local: config.dns_address() }),
         },
         zone: dns::ZoneConfig { domain: config.cluster_domain.clone(), ranges: vec![pod_cidr, service_cidr] },
     };

@@ -71,7 +71,7 @@ pub fn teardown(config: &AgentConfig, grace: Duration) -> Result<Report, Error> 
         problems.note("removing namespaces", Pinned::open(&config.netns_dir().join(uid)).remove());
     }
     problems.note("removing the service proxy", proxy::unload(&config.bpf_dir));
-    problems.note("removing the DNS server's address", dns::release(config.dns_listen));
+    problems.note("removing the DNS server's address", dns::release(config.dns_address()));
     problems.note("removing cgroups", remove_cgroups(config));
     for directory in [config.records_dir(), config.memory_dir(), config.volumes_dir()] {
         problems.note("unmounting volumes", unmount_below(&directory));

@@ -7,9 +7,21 @@ pub mod cgroup;
 pub mod container;
 pub mod defaults;
 pub mod error;
+#[allow(
+    clippy::result_large_err,
+    reason = "a fault carries its text in place: the child may not allocate"
+)]
 mod fault;
 pub mod features;
+#[allow(
+    clippy::result_large_err,
+    reason = "a fault carries its text in place: the child may not allocate"
+)]
 mod hooks;
+#[allow(
+    clippy::result_large_err,
+    reason = "a fault carries its text in place: the child may not allocate"
+)]
 mod init;
 mod plan;
 pub mod sealed;

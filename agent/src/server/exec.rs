@@ -23,10 +23,14 @@ use rustix::process::{Signal, pidfd_send_signal};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 
 use super::query::Query;
 use super::{Body, text};
@@ -49,6 +53,8 @@ const FRAME_MAX: usize = 1 << 20;
 const CHUNK: usize = 16 << 10;
 /// Output is still read this long after the program ended: something it started may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(250);
+/// How long the client has to close the connection in its turn.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
@@ -166,14 +172,22 @@ struct Session {
 impl Session {
     async fn serve(self, socket: Socket) {
         let (mut sink, stream) = socket.split();
+        let (channels, incoming) = oneshot::channel();
+        let (present, gone) = mpsc::channel(1);
+        let mut input = tokio::spawn(receive(stream, incoming, present));
         let exec_id = next_exec_id();
         let status = match self.start(&exec_id).await {
-            Ok(started) => self.attend(&exec_id, started, &mut sink, stream).await,
+            Ok(started) => self.attend(&exec_id, started, &mut sink, channels, gone).await,
             Err(message) => Some(failure(&message)),
         };
-        let Some(status) = status else { return };
-        let _ = sink.send(frame(ERROR, status.to_string().as_bytes())).await;
-        let _ = sink.send(Message::Close(None)).await;
+        if let Some(status) = status {
+            let _ = sink.send(frame(ERROR, status.to_string().as_bytes())).await;
+            let farewell = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+            let _ = sink.send(Message::Close(Some(farewell))).await;
+            // The client closes in its turn; until then the connection must stay, or what was sent may be lost.
+            let _ = tokio::time::timeout(FAREWELL, &mut input).await;
+        }
+        input.abort();
     }
 
     async fn start(&self, exec_id: &str) -> Result<ExecStarted, String> {
@@ -194,7 +208,8 @@ impl Session {
         exec_id: &str,
         started: ExecStarted,
         sink: &mut SplitSink<Socket, Message>,
-        stream: SplitStream<Socket>,
+        channels: oneshot::Sender<Channels>,
+        mut gone: mpsc::Receiver<()>,
     ) -> Option<Value> {
         let pid = started.pid;
         let pidfd = match fd::watch(started.pidfd) {
@@ -221,8 +236,7 @@ impl Session {
                 started.stdin.and_then(|fd| Stream::new(fd).ok()).map(Arc::new)
             }
         };
-        let (gone_sender, mut gone) = mpsc::channel::<()>(1);
-        let input = tokio::spawn(receive(stream, stdin, console, gone_sender));
+        let _ = channels.send(Channels { stdin, console });
         let mut ended = false;
         let mut open = true;
         let deadline = tokio::time::sleep(Duration::from_secs(u64::from(u32::MAX)));
@@ -254,7 +268,6 @@ impl Session {
                 _ = gone.recv(), if !ended => break true,
             }
         };
-        input.abort();
         if left {
             kill_tree(pid);
             let _ = pidfd_send_signal(pidfd.get_ref(), Signal::KILL);
@@ -271,18 +284,23 @@ impl Session {
     }
 }
 
-/// Takes frames from the client: input, terminal sizes, half-closes. Tells when the client is gone.
-async fn receive(
-    mut stream: SplitStream<Socket>,
-    mut stdin: Option<Arc<Stream>>,
+/// Where what the client sends goes.
+struct Channels {
+    stdin: Option<Arc<Stream>>,
     console: Option<Arc<Stream>>,
-    _gone: mpsc::Sender<()>,
-) {
+}
+
+/// Takes frames from the client: input, terminal sizes, half-closes. Ends when the client is gone.
+async fn receive(mut stream: SplitStream<Socket>, incoming: oneshot::Receiver<Channels>, _present: mpsc::Sender<()>) {
+    let Ok(Channels { mut stdin, console }) = incoming.await else {
+        // Nothing was started: only the client's close is of interest.
+        while let Some(Ok(_)) = stream.next().await {}
+        return;
+    };
     while let Some(Ok(message)) = stream.next().await {
         let bytes = match message {
             Message::Binary(bytes) => bytes,
             Message::Text(text) => Bytes::from(text),
-            Message::Close(_) => break,
             _ => continue,
         };
         match bytes.split_first() {

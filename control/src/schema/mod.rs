@@ -18,8 +18,8 @@ mod protobuf;
 pub mod quantity;
 mod resource;
 mod rows;
-pub mod strategy;
 mod strategic;
+pub mod strategy;
 mod types;
 mod validate;
 

@@ -34,6 +34,14 @@ impl Heads {
         self.keys.insert(key, head);
     }
 
+    #[cfg(test)]
+    pub(super) fn live(&self) -> std::collections::BTreeMap<String, (Revision, Revision)> {
+        self.keys
+            .iter()
+            .map(|(key, head)| (key.to_string(), (head.revision, head.created)))
+            .collect()
+    }
+
     /// Start a batch on top of this state.
     pub(super) fn pending(&self) -> Pending<'_> {
         Pending {
@@ -85,9 +93,9 @@ impl Pending<'_> {
             let holds = match write.expect {
                 Expect::Absent => current.is_none(),
                 Expect::At(revision) => current == Some(revision),
-                Expect::Any => write.value.is_some() || current.is_some(),
+                Expect::Any => true,
             };
-            if !holds {
+            if !holds || (write.value.is_none() && current.is_none()) {
                 return Err(StoreError::Conflict {
                     key: write.key.clone(),
                     expected: write.expect,

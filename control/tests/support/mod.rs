@@ -58,6 +58,24 @@ impl Cluster {
         }
     }
 
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(future);
+    }
+
+    /// A TLS connection as the administrator, speaking HTTP/1.1.
+    pub async fn connect(&self) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+        let tcp = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        tokio_rustls::TlsConnector::from(self.tls())
+            .connect(name, tcp)
+            .await
+            .unwrap()
+    }
+
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -118,12 +136,7 @@ impl Cluster {
             .body(Full::new(body.into()))
             .unwrap();
         self.runtime.block_on(async {
-            let tcp = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
-            let name = ServerName::try_from("localhost").unwrap();
-            let tls = tokio_rustls::TlsConnector::from(self.tls())
-                .connect(name, tcp)
-                .await
-                .unwrap();
+            let tls = self.connect().await;
             let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.unwrap();
             tokio::spawn(connection);
             let response = sender.send_request(request).await.unwrap();

@@ -151,7 +151,7 @@ fn cpu_settings(cpu: &LinuxCpu, all: &mut Vec<Setting>) {
 fn weight(shares: u64) -> Option<u64> {
     match shares {
         0 => None,
-        ..=2 => Some(1),
+        1..=2 => Some(1),
         262_144.. => Some(10_000),
         shares => {
             let log = (shares as f64).log2();

@@ -31,7 +31,7 @@ impl Hierarchy {
     /// Find it: at the usual places, else in /proc/self/mountinfo.
     pub fn find() -> Result<Hierarchy> {
         for usual in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-            let found = rustix::fs::statfs(usual).is_ok_and(|stat| stat.f_type as i64 == CGROUP2_SUPER_MAGIC);
+            let found = rustix::fs::statfs(usual).is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC);
             if found {
                 return Ok(Hierarchy { mount: usual.into() });
             }

@@ -232,9 +232,7 @@ impl Options {
             "idmap" => self.idmap = Some(false),
             "ridmap" => self.idmap = Some(true),
             // What the kernel does anyway, or no longer knows.
-            "" | "defaults" | "remount" | "async" | "loud" | "noiversion" | "nomand" | "nolazytime" | "private-ns" => {
-                ()
-            }
+            "" | "defaults" | "remount" | "async" | "loud" | "noiversion" | "nomand" | "nolazytime" | "private-ns" => {}
             _ => match option.split_once('=') {
                 Some((key, value)) => self.parameters.push((key.into(), Some(value.into()))),
                 None => self.parameters.push((option.into(), None)),

@@ -49,11 +49,14 @@ pub(super) struct Rule {
     pub alternatives: Vec<Vec<Condition>>,
 }
 
+/// An action, if all conditions hold.
+type Conditional = (Vec<Condition>, u32);
+
 /// What to do for one number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Decision {
     /// Tried in order.
-    conditional: Vec<(Vec<Condition>, u32)>,
+    conditional: Vec<Conditional>,
     otherwise: u32,
 }
 
@@ -108,7 +111,7 @@ fn ranges(
     first: u32,
     end: u32,
 ) -> Vec<(u32, Decision)> {
-    let mut decisions: BTreeMap<u32, (Vec<(Vec<Condition>, u32)>, Option<u32>)> = BTreeMap::new();
+    let mut decisions: BTreeMap<u32, (Vec<Conditional>, Option<u32>)> = BTreeMap::new();
     let mut newest = None;
     for rule in rules {
         let Ok(number) = u32::try_from(number(&table::CALLS[rule.call])) else {

@@ -170,9 +170,9 @@ fn action(action: Action, errno: Option<u32>) -> Result<u32> {
 
 fn flag(flag: &Flag) -> Result<u64> {
     Ok(match flag {
-        Flag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC as u64,
-        Flag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG as u64,
-        Flag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW as u64,
+        Flag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
+        Flag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+        Flag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
         Flag::SeccompFilterFlagWaitKillableRecv => {
             return Err(Error::invalid(
                 "linux.seccomp: WAIT_KILLABLE_RECV goes with SCMP_ACT_NOTIFY, which is not supported",

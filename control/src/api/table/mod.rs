@@ -159,14 +159,11 @@ mod tests {
         let object = json!({"metadata": {"name": "x", "namespace": "d", "creationTimestamp": "2026-01-01T00:00:00Z"}});
         for row in crate::schema::resources().iter().filter(|row| row.storage) {
             let shown = cells(row, &object, Timestamp::UNIX_EPOCH);
-            assert_eq!(shown.len(), printer(row).columns.len(), "{}", row.key);
+            let columns = printer(row).columns;
+            assert_eq!(shown.len(), columns.len(), "{}", row.key);
             assert_eq!(
-                printer(row)
-                    .columns
-                    .iter()
-                    .filter(|column| column.format == "name")
-                    .count(),
-                usize::from(row.key != "events"),
+                columns.iter().filter(|column| column.format == "name").count(),
+                1,
                 "{}",
                 row.key
             );

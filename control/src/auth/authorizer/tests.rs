@@ -48,13 +48,13 @@ fn person(name: &str) -> Value {
     json!({"kind": "User", "name": name})
 }
 
-/// `verb group/resource/sub namespace/name`, or `verb /path`.
+/// `verb group/resource/sub namespace/name`, or `verb path:/path`.
 fn asked(text: &str) -> Attributes<'_> {
     let parts: Vec<&str> = text.split(' ').collect();
-    if parts[1].starts_with('/') && parts.len() == 2 {
+    if let Some(path) = parts[1].strip_prefix("path:") {
         return Attributes {
             verb: parts[0],
-            non_resource_path: Some(parts[1]),
+            non_resource_path: Some(path),
             ..Attributes::default()
         };
     }
@@ -126,17 +126,17 @@ fn rules_match_as_specified() {
             ("patch apps/deployments/scale d/a", true),
             ("patch apps/deployments d/a", false),
             ("delete batch/jobs/status d/a", true),
-            ("get /metrics", true),
-            ("get /debug/pprof/heap", true),
-            ("get /debug", false),
-            ("post /metrics", false),
+            ("get path:/metrics", true),
+            ("get path:/debug/pprof/heap", true),
+            ("get path:/debug", false),
+            ("post path:/metrics", false),
             ("get /secrets d/a", false),
         ],
     );
     check(
         &authorizer,
         &user("bob", &[]),
-        &[("get /pods d/a", false), ("get /metrics", false)],
+        &[("get /pods d/a", false), ("get path:/metrics", false)],
     );
 }
 
@@ -168,8 +168,8 @@ fn bindings_reach_as_far_as_they_say_and_no_longer_than_they_exist() {
             ("get /pods d/a", true),
             ("get /pods other/a", false),
             ("get /pods", false),
-            ("get /healthz", true),
-            ("get /metrics", false),
+            ("get path:/healthz", true),
+            ("get path:/metrics", false),
         ],
     );
     check(
@@ -239,12 +239,12 @@ fn the_default_roles_are_nested() {
     check(
         &authorizer,
         &user("root", &["system:masters"]),
-        &[("delete /nodes", true), ("get /anything", true)],
+        &[("delete /nodes", true), ("get path:/anything", true)],
     );
     check(
         &authorizer,
         &User::default(),
-        &[("get /pods d/a", false), ("get /healthz", false)],
+        &[("get /pods d/a", false), ("get path:/healthz", false)],
     );
     let anonymous = User {
         name: "system:anonymous".into(),
@@ -255,9 +255,9 @@ fn the_default_roles_are_nested() {
         &authorizer,
         &anonymous,
         &[
-            ("get /healthz", true),
-            ("get /version", true),
-            ("get /api", false),
+            ("get path:/healthz", true),
+            ("get path:/version", true),
+            ("get path:/api", false),
             ("get /pods d/a", false),
         ],
     );
@@ -265,7 +265,7 @@ fn the_default_roles_are_nested() {
         &authorizer,
         &user("nobody", &[]),
         &[
-            ("get /apis/apps/v1", true),
+            ("get path:/apis/apps/v1", true),
             ("create authorization.k8s.io/selfsubjectaccessreviews", true),
             ("create authorization.k8s.io/subjectaccessreviews", false),
         ],

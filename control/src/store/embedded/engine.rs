@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use fjall::{Database, JournalRecoveryError, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::record::{self, REVISION_KEY};
 use super::{KeyValue, Revision, StoreError, broken};
@@ -72,11 +72,10 @@ impl Engine {
     pub(super) fn open_checked(path: &Path, acknowledged: Revision) -> Result<(Self, Contents), StoreError> {
         match Self::try_open(path) {
             Ok(engine) => engine.checked(acknowledged),
-            Err(OpenError::Engine(fjall::Error::JournalRecovery(
-                JournalRecoveryError::ChecksumMismatch
-                | JournalRecoveryError::InsufficientLength
-                | JournalRecoveryError::TooManyItems,
-            ))) => Self::open_without_last_batch(path, acknowledged),
+            // It recognizes a torn batch by an error, or by a failed assertion.
+            Err(OpenError::Engine(fjall::Error::JournalRecovery(_)) | OpenError::Panic) => {
+                Self::open_without_last_batch(path, acknowledged)
+            }
             Err(e) => Err(broken(path, "opening the database", &e)),
         }
     }

@@ -56,6 +56,11 @@ impl Embedded {
     /// # Errors
     /// [`StoreError::Broken`] if another process holds it, or if anything in it is damaged.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_reserving(dir, writer::RESERVE_BYTES)
+    }
+
+    /// Open, and refuse writes when less than `reserve` bytes are free.
+    fn open_reserving(dir: &Path, reserve: u64) -> Result<Self, StoreError> {
         create_directory(dir)?;
         let lock = Lock::acquire(dir)?;
         check_format(dir)?;
@@ -69,7 +74,7 @@ impl Embedded {
             publish: Mutex::new(None),
         });
         let (requests, queue) = mpsc::channel(QUEUE);
-        let writer = Writer::new(dir.to_owned(), engine, contents, watermark, shared.clone());
+        let writer = Writer::new(dir.to_owned(), engine, contents, watermark, shared.clone(), reserve);
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || {
             // The lock is given up after the engine is closed.
             let _lock = lock;

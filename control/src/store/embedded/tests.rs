@@ -1,4 +1,8 @@
-//! The embedded store against its promises: FAULTS 4, 6-9, 11, 46.
+//! The embedded store against its promises; what crashes, damage and full disks do to it is in the modules below.
+
+mod crash;
+mod damage;
+mod full;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -120,4 +124,110 @@ fn only_durable_batches_are_published_in_revision_order() {
         }
     });
     assert_eq!(*seen.lock(), (1..=200).collect::<Vec<_>>());
+}
+
+/// FAULTS 46: whatever happens at once, each revision of a key has exactly one winner.
+#[test]
+fn of_conflicting_writers_exactly_one_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(dir.path()));
+    run(async {
+        let first = store.commit(vec![put("/counter", b"0", Expect::Absent)]).await.unwrap();
+        let latest = Arc::new(parking_lot::Mutex::new((first, 0u64)));
+        let writers = (0..16).map(|_| {
+            let (store, latest) = (store.clone(), latest.clone());
+            tokio::spawn(async move {
+                let mut wins = Vec::new();
+                for _ in 0..50 {
+                    let (revision, count) = *latest.lock();
+                    let next = (count + 1).to_string();
+                    match store
+                        .commit(vec![put("/counter", next.as_bytes(), Expect::At(revision))])
+                        .await
+                    {
+                        Ok(won) => {
+                            *latest.lock() = (won, count + 1);
+                            wins.push((revision, won));
+                        }
+                        Err(StoreError::Conflict {
+                            current: Some(current), ..
+                        }) => assert!(current > revision),
+                        Err(e) => panic!("{e}"),
+                    }
+                }
+                wins
+            })
+        });
+        let mut wins = Vec::new();
+        for writer in writers.collect::<Vec<_>>() {
+            wins.extend(writer.await.unwrap());
+        }
+        wins.sort_unstable();
+        let (values, revision) = store.load().await.unwrap();
+        assert_eq!(values[0].value, wins.len().to_string().as_bytes());
+        assert_eq!(revision, first + wins.len() as u64);
+        for (n, (expected, won)) in wins.iter().enumerate() {
+            assert_eq!(
+                (*expected, *won),
+                (first + n as u64, first + n as u64 + 1),
+                "a chain without forks"
+            );
+        }
+    });
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+
+    /// FAULTS 46: batches of transactions against a map.
+    #[test]
+    fn transactions_behave_as_on_a_map(
+        batches in proptest::collection::vec(
+            proptest::collection::vec(proptest::collection::vec((0..4u8, 0..3u8, 0..6u64), 0..3), 1..4), 1..12,
+        )
+    ) {
+        let mut heads = crate::store::heads::Heads::default();
+        let mut model: std::collections::BTreeMap<String, (u64, u64)> = Default::default();
+        let mut revision = 0;
+        for batch in batches {
+            let mut pending = heads.pending();
+            for transaction in batch {
+                let writes: Vec<Write> = transaction.iter().map(|(key, action, at)| {
+                    let expect = match at { 0 => Expect::Absent, 1 => Expect::Any, n => Expect::At(n - 1) };
+                    let key = format!("/{key}");
+                    if *action == 0 { delete(&key, expect) } else { put(&key, b"v", expect) }
+                }).collect();
+                let holds = |write: &Write| {
+                    let current = model.get(&*write.key).map(|(revision, _)| *revision);
+                    let expected = match write.expect {
+                        Expect::Absent => current.is_none(),
+                        Expect::Any => true,
+                        Expect::At(revision) => current == Some(revision),
+                    };
+                    expected && (write.value.is_some() || current.is_some())
+                };
+                let expected = writes.iter().all(holds);
+                let taken = pending.add(writes.clone());
+                proptest::prop_assert_eq!(taken.is_ok(), expected, "{:?} on {:?}", writes, model);
+                if expected && !writes.is_empty() {
+                    revision += 1;
+                    for write in &writes {
+                        let key = write.key.to_string();
+                        if write.value.is_some() {
+                            let created = model.get(&key).map_or(revision, |(_, created)| *created);
+                            model.insert(key, (revision, created));
+                        } else {
+                            model.remove(&key);
+                        }
+                    }
+                }
+                if let Ok(at) = taken {
+                    proptest::prop_assert_eq!(at, revision);
+                }
+            }
+            let changes = pending.into_changes();
+            heads.accept(&changes);
+            proptest::prop_assert_eq!(heads.live(), model.clone());
+        }
+    }
 }

@@ -17,7 +17,7 @@ const BATCH: usize = 1024;
 /// Bytes of values in one batch, beyond which no further transaction joins it.
 const BATCH_BYTES: usize = 4 << 20;
 /// Free space below which writes are refused: fjall needs room to flush and compact what is already acknowledged.
-const RESERVE_BYTES: u64 = 4 * MEMTABLE_BYTES;
+pub(super) const RESERVE_BYTES: u64 = 4 * MEMTABLE_BYTES;
 
 /// What the writer thread is asked.
 pub(super) enum Request {
@@ -42,6 +42,8 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     /// What opening found, until the first load takes it.
     found: Option<Vec<KeyValue>>,
+    /// [`RESERVE_BYTES`], except in tests.
+    reserve: u64,
 }
 
 impl Writer {
@@ -51,6 +53,7 @@ impl Writer {
         contents: Contents,
         mut watermark: Watermark,
         shared: Arc<Shared>,
+        reserve: u64,
     ) -> Self {
         let mut heads = Heads::at(contents.revision);
         for KeyValue {
@@ -74,6 +77,7 @@ impl Writer {
             watermark,
             shared,
             found: Some(contents.values),
+            reserve,
         }
     }
 
@@ -195,7 +199,7 @@ impl Writer {
         let dir = self.dir.display();
         let status = rustix::fs::statvfs(&self.dir).map_err(|e| format!("statvfs of {dir}: {e}"))?;
         let free = status.f_bavail.saturating_mul(status.f_frsize);
-        let needed = RESERVE_BYTES + 2 * bytes;
+        let needed = self.reserve + 2 * bytes;
         if free < needed {
             return Err(format!(
                 "{dir} has {} KiB left, {} KiB are needed",
