@@ -63,7 +63,11 @@ impl About {
         let meta = &pod.metadata;
         let field_path = container.map(|name| {
             let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-            let list = if init.into_iter().any(|c| c.name == name) { "initContainers" } else { "containers" };
+            let list = if init.into_iter().any(|c| c.name == name) {
+                "initContainers"
+            } else {
+                "containers"
+            };
             format!("spec.{list}{{{name}}}")
         });
         About {
@@ -87,7 +91,12 @@ impl Recorder {
     #[must_use]
     pub fn start(api: Arc<dyn Api>, node: &str) -> Self {
         let (queue, mut events) = mpsc::channel(QUEUE);
-        let mut sink = Sink { api, node: node.to_owned(), sent: HashMap::new(), serial: 0 };
+        let mut sink = Sink {
+            api,
+            node: node.to_owned(),
+            sent: HashMap::new(),
+            serial: 0,
+        };
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 sink.send(event).await;
@@ -98,12 +107,22 @@ impl Recorder {
 
     /// Records an event about a pod or one of its containers.
     pub fn pod(&self, pod: &Pod, container: Option<&str>, kind: Kind, reason: &str, message: impl Into<String>) {
-        self.record(Event { kind, reason: reason.to_owned(), message: message.into(), about: About::pod(pod, container) });
+        self.record(Event {
+            kind,
+            reason: reason.to_owned(),
+            message: message.into(),
+            about: About::pod(pod, container),
+        });
     }
 
     /// Records an event.
     pub fn record(&self, event: Event) {
-        tracing::debug!(pod = event.about.name, reason = event.reason, message = event.message, "event");
+        tracing::debug!(
+            pod = event.about.name,
+            reason = event.reason,
+            message = event.message,
+            "event"
+        );
         let _ = self.queue.try_send(event);
     }
 }
@@ -135,11 +154,25 @@ impl Sink {
         }
         self.serial = self.serial.wrapping_add(1);
         let name = event_name(&event, now, self.serial);
-        let namespace = if event.about.namespace.is_empty() { "default" } else { &event.about.namespace };
+        let namespace = if event.about.namespace.is_empty() {
+            "default"
+        } else {
+            &event.about.namespace
+        };
         let collection = format!("/api/v1/namespaces/{namespace}/events");
-        match self.api.create(collection.clone(), body(&event, &self.node, &name, namespace, now)).await {
+        match self
+            .api
+            .create(collection.clone(), body(&event, &self.node, &name, namespace, now))
+            .await
+        {
             Ok(_) => {
-                self.sent.insert(event, Sent { path: format!("{collection}/{name}"), count: 1 });
+                self.sent.insert(
+                    event,
+                    Sent {
+                        path: format!("{collection}/{name}"),
+                        count: 1,
+                    },
+                );
             }
             Err(error) => tracing::debug!(%error, reason = event.reason, "an event was not accepted"),
         }
@@ -147,7 +180,9 @@ impl Sink {
 }
 
 fn event_name(event: &Event, now: Timestamp, serial: u32) -> String {
-    let stamp = u64::try_from(now.as_nanosecond()).unwrap_or(0).wrapping_add(u64::from(serial));
+    let stamp = u64::try_from(now.as_nanosecond())
+        .unwrap_or(0)
+        .wrapping_add(u64::from(serial));
     format!("{}.{stamp:016x}", event.about.name)
 }
 
@@ -193,7 +228,12 @@ mod tests {
         .unwrap();
         let about = About::pod(&pod, Some("i"));
         assert_eq!(about.field_path, "spec.initContainers{i}");
-        let event = Event { kind: Kind::Warning, reason: "BackOff".into(), message: "m".into(), about };
+        let event = Event {
+            kind: Kind::Warning,
+            reason: "BackOff".into(),
+            message: "m".into(),
+            about,
+        };
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let name = event_name(&event, now, 1);
         let body = body(&event, "n1", &name, "ns", now);

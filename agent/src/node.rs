@@ -95,8 +95,14 @@ impl Machine {
 /// Bytes of an entry of /proc/meminfo.
 fn meminfo(name: &str) -> Option<i64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    line.split_whitespace().next()?.parse::<i64>().ok().map(|kilobytes| kilobytes * 1024)
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.split_whitespace()
+        .next()?
+        .parse::<i64>()
+        .ok()
+        .map(|kilobytes| kilobytes * 1024)
 }
 
 /// Total and free bytes of the file system that holds `path` or its nearest parent.
@@ -143,7 +149,8 @@ struct Pressure {
 impl Pressure {
     fn look(config: &AgentConfig) -> Self {
         let low = |(total, free): (i64, i64)| {
-            u64::try_from(free).unwrap_or(0).saturating_mul(100) < u64::try_from(total).unwrap_or(0).saturating_mul(DISK_PRESSURE)
+            u64::try_from(free).unwrap_or(0).saturating_mul(100)
+                < u64::try_from(total).unwrap_or(0).saturating_mul(DISK_PRESSURE)
         };
         Pressure {
             memory: meminfo("MemAvailable").is_some_and(|bytes| bytes < MEMORY_PRESSURE),
@@ -168,7 +175,15 @@ impl NodeReporter {
     #[must_use]
     pub fn new(config: AgentConfig, machine: Machine, api: Arc<dyn Api>, port: u16) -> Self {
         let now = Timestamp::now();
-        NodeReporter { config, machine, api, version: String::new(), port, since: [now; 4], last: None }
+        NodeReporter {
+            config,
+            machine,
+            api,
+            version: String::new(),
+            port,
+            since: [now; 4],
+            last: None,
+        }
     }
 
     /// Registers the node and tells `ready`, then keeps lease and status fresh, for ever.
@@ -216,7 +231,10 @@ impl NodeReporter {
     async fn try_register(&mut self) -> Result<(), ClientError> {
         if self.version.is_empty() {
             let version = self.api.get("/version".to_owned()).await?;
-            version["gitVersion"].as_str().unwrap_or("v0.0.0").clone_into(&mut self.version);
+            version["gitVersion"]
+                .as_str()
+                .unwrap_or("v0.0.0")
+                .clone_into(&mut self.version);
         }
         let pressure = Pressure::look(&self.config);
         let mut node = self.object();
@@ -243,7 +261,9 @@ impl NodeReporter {
             }
         }
         let patch = json!({"status": self.status(pressure, now)});
-        self.api.patch(format!("{}/status", self.path()), PatchKind::Strategic, patch).await?;
+        self.api
+            .patch(format!("{}/status", self.path()), PatchKind::Strategic, patch)
+            .await?;
         self.last = Some(pressure);
         Ok(())
     }
@@ -324,7 +344,11 @@ impl NodeReporter {
         let name = &self.config.node_name;
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
         let patch = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
-        match self.api.patch(format!("{collection}/{name}"), PatchKind::Merge, patch.clone()).await {
+        match self
+            .api
+            .patch(format!("{collection}/{name}"), PatchKind::Merge, patch.clone())
+            .await
+        {
             Err(error) if error.is_not_found() => {
                 let mut lease = patch;
                 lease["apiVersion"] = json!("coordination.k8s.io/v1");
@@ -382,16 +406,37 @@ mod tests {
     #[test]
     fn the_status_is_a_node_status() {
         let config = AgentConfig::new("n1");
-        let machine = Machine { processors: 2, memory: 1 << 30, ip: "192.0.2.7".parse().ok(), ..Machine::default() };
+        let machine = Machine {
+            processors: 2,
+            memory: 1 << 30,
+            ip: "192.0.2.7".parse().ok(),
+            ..Machine::default()
+        };
         let reporter = NodeReporter::new(config, machine, Arc::new(NoApi), 10250);
         let mut node = reporter.object();
-        node["status"] = reporter.status(Pressure { memory: true, disk: false }, Timestamp::now());
+        node["status"] = reporter.status(
+            Pressure {
+                memory: true,
+                disk: false,
+            },
+            Timestamp::now(),
+        );
         let node: k8s_openapi::api::core::v1::Node = serde_json::from_value(node).unwrap();
         let status = node.status.unwrap();
         assert_eq!(status.capacity.unwrap()["memory"].0, "1048576Ki");
         let conditions = status.conditions.unwrap();
-        let of = |kind: &str| conditions.iter().find(|condition| condition.type_ == kind).unwrap().status.clone();
-        assert_eq!((of("Ready"), of("MemoryPressure"), of("DiskPressure")), ("True".into(), "True".into(), "False".into()));
+        let of = |kind: &str| {
+            conditions
+                .iter()
+                .find(|condition| condition.type_ == kind)
+                .unwrap()
+                .status
+                .clone()
+        };
+        assert_eq!(
+            (of("Ready"), of("MemoryPressure"), of("DiskPressure")),
+            ("True".into(), "True".into(), "False".into())
+        );
         assert_eq!(status.daemon_endpoints.unwrap().kubelet_endpoint.unwrap().port, 10250);
     }
 

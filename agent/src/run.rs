@@ -139,15 +139,26 @@ struct Parts {
 
 /// Starts every part against `api`. `ready` is told when the node is registered.
 pub async fn start(config: AgentConfig, api: Arc<dyn Api>, ready: oneshot::Sender<()>) -> Result<Agent, AgentError> {
-    for directory in [&config.run_dir, &config.data_dir, &config.log_dir(), &config.volumes_dir()] {
+    for directory in [
+        &config.run_dir,
+        &config.data_dir,
+        &config.log_dir(),
+        &config.volumes_dir(),
+    ] {
         make_directory(directory)?;
     }
     let pod_cidr = cidr("pod CIDR", &config.pod_cidr)?;
     let service_cidr = cidr("service CIDR", &config.service_cidr)?;
     let acceptor = server::load_tls(&config)?;
     let listener = TcpListener::bind(config.listen).await;
-    let listener = listener.map_err(|source| AgentError::Listen { address: config.listen, source })?;
-    let address = listener.local_addr().map_err(|source| AgentError::Listen { address: config.listen, source })?;
+    let listener = listener.map_err(|source| AgentError::Listen {
+        address: config.listen,
+        source,
+    })?;
+    let address = listener.local_addr().map_err(|source| AgentError::Listen {
+        address: config.listen,
+        source,
+    })?;
     let parts = make_parts(&config, pod_cidr).await?;
     let dns = dns::Server::bind(dns::Config {
         listen: config.dns_address(),
@@ -179,9 +190,15 @@ pub async fn start(config: AgentConfig, api: Arc<dyn Api>, ready: oneshot::Sende
         view: NodeView {
             name: config.node_name.clone(),
             service_cidr,
-            dns: Some(DnsRedirect { cluster: config.cluster_dns, local: config.dns_address() }),
+            dns: Some(DnsRedirect {
+                cluster: config.cluster_dns,
+                local: config.dns_address(),
+            }),
         },
-        zone: dns::ZoneConfig { domain: config.cluster_domain.clone(), ranges: vec![pod_cidr, service_cidr] },
+        zone: dns::ZoneConfig {
+            domain: config.cluster_domain.clone(),
+            ranges: vec![pod_cidr, service_cidr],
+        },
     };
     let manager = Manager::adopt(Arc::clone(&host)).await.map_err(AgentError::Adopt)?;
     let query = format!("fieldSelector=spec.nodeName%3D{}", config.node_name);
@@ -200,10 +217,17 @@ pub async fn start(config: AgentConfig, api: Arc<dyn Api>, ready: oneshot::Sende
 async fn make_parts(config: &AgentConfig, pod_cidr: Cidr) -> Result<Parts, AgentError> {
     let (binary, warden_dir) = (config.runtime_binary.clone(), config.warden_dir());
     let warden = tokio::task::spawn_blocking(move || Warden::start(&binary, &warden_dir));
-    let registries = Registries { plain_http: config.insecure_registries.clone(), ..Registries::default() };
+    let registries = Registries {
+        plain_http: config.insecure_registries.clone(),
+        ..Registries::default()
+    };
     let image_dir = config.image_dir();
     let images = tokio::task::spawn_blocking(move || ImageStore::open_with(&image_dir, registries));
-    let settings = NetworkConfig { pod_cidr, run_dir: config.run_dir.clone(), mtu: None };
+    let settings = NetworkConfig {
+        pod_cidr,
+        run_dir: config.run_dir.clone(),
+        mtu: None,
+    };
     let network = tokio::task::spawn_blocking(move || PodNetwork::new(&settings));
     let settings = proxy_config(config)?;
     let proxy = tokio::task::spawn_blocking(move || Proxy::load(settings));
@@ -233,5 +257,8 @@ fn cidr(what: &'static str, value: &str) -> Result<Cidr, AgentError> {
 }
 
 fn make_directory(path: &Path) -> Result<(), AgentError> {
-    std::fs::create_dir_all(path).map_err(|source| AgentError::Directory { path: path.to_owned(), source })
+    std::fs::create_dir_all(path).map_err(|source| AgentError::Directory {
+        path: path.to_owned(),
+        source,
+    })
 }

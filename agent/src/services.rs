@@ -38,7 +38,14 @@ pub struct ServiceSync {
 impl ServiceSync {
     /// Runs for ever.
     pub async fn run(self) {
-        let ServiceSync { api, services, mut proxy, dns, view, zone } = self;
+        let ServiceSync {
+            api,
+            services,
+            mut proxy,
+            dns,
+            view,
+            zone,
+        } = self;
         let mut service_events = api.follow("/api/v1/services".to_owned(), String::new());
         let mut slice_events = api.follow("/apis/discovery.k8s.io/v1/endpointslices".to_owned(), String::new());
         let mut known: Known<Service> = Known::default();
@@ -95,7 +102,10 @@ struct Known<T> {
 
 impl<T> Default for Known<T> {
     fn default() -> Self {
-        Known { objects: HashMap::new(), listed: false }
+        Known {
+            objects: HashMap::new(),
+            listed: false,
+        }
     }
 }
 
@@ -145,7 +155,9 @@ mod tests {
         assert!(!known.listed);
         known.take(ListWatchEvent::Listed(vec![service("a"), service("b")]));
         known.take(ListWatchEvent::Deleted(service("a")));
-        known.take(ListWatchEvent::Applied(json!({"metadata": {"namespace": "ns", "name": "bad"}, "spec": 7})));
+        known.take(ListWatchEvent::Applied(
+            json!({"metadata": {"namespace": "ns", "name": "bad"}, "spec": 7}),
+        ));
         let names: Vec<&str> = known.objects.keys().map(|(_, name)| name.as_str()).collect();
         assert!(known.listed && names == ["b"]);
     }

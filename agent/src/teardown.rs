@@ -68,7 +68,10 @@ pub fn teardown(config: &AgentConfig, grace: Duration) -> Result<Report, Error> 
     unmount_roots(config, &mut problems);
     problems.note("removing the pod network", remove_network(config));
     for uid in pinned(config) {
-        problems.note("removing namespaces", Pinned::open(&config.netns_dir().join(uid)).remove());
+        problems.note(
+            "removing namespaces",
+            Pinned::open(&config.netns_dir().join(uid)).remove(),
+        );
     }
     problems.note("removing the service proxy", proxy::unload(&config.bpf_dir));
     problems.note("removing the DNS server's address", dns::release(config.dns_address()));
@@ -77,10 +80,19 @@ pub fn teardown(config: &AgentConfig, grace: Duration) -> Result<Report, Error> 
         problems.note("unmounting volumes", unmount_below(&directory));
         problems.note("removing pods", remove_tree(&directory));
     }
-    for directory in [config.log_dir(), config.netns_dir(), config.run_dir.join("network"), config.warden_dir()] {
+    for directory in [
+        config.log_dir(),
+        config.netns_dir(),
+        config.run_dir.join("network"),
+        config.warden_dir(),
+    ] {
         problems.note("removing runtime state", remove_tree(&directory));
     }
-    if problems.0.is_empty() { Ok(report) } else { Err(Error { problems: problems.0 }) }
+    if problems.0.is_empty() {
+        Ok(report)
+    } else {
+        Err(Error { problems: problems.0 })
+    }
 }
 
 /// SIGTERM for all, SIGKILL for those that are left, then the warden deletes them and ends itself.
@@ -90,7 +102,9 @@ fn stop_containers(config: &AgentConfig, grace: Duration, report: &mut Report) -
     let client = Client::connect(&dir)?;
     let containers = client.list()?;
     report.containers = containers.len();
-    let running = containers.iter().filter(|container| container.state == ContainerState::Running);
+    let running = containers
+        .iter()
+        .filter(|container| container.state == ContainerState::Running);
     let mut held: Vec<Held> = Vec::new();
     for container in running {
         if client.kill(&container.id, Signal::TERM.as_raw(), false).is_ok()
@@ -115,7 +129,10 @@ fn wait_for_ends(held: &[Held], grace: Duration) -> usize {
         if time.is_zero() {
             break;
         }
-        let timeout = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
+        let timeout = Timespec {
+            tv_sec: time.as_secs().cast_signed(),
+            tv_nsec: time.subsec_nanos().into(),
+        };
         let mut fds: Vec<PollFd<'_>> = left.iter().map(|fd| PollFd::new(*fd, PollFlags::IN)).collect();
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -132,15 +149,27 @@ fn unmount_roots(config: &AgentConfig, problems: &mut Problems) {
     if !config.image_dir().exists() {
         return;
     }
-    let Some(store) = problems.note("opening the image store", ImageStore::open(&config.image_dir())) else { return };
-    for id in problems.note("listing root file systems", store.containers()).unwrap_or_default() {
+    let Some(store) = problems.note("opening the image store", ImageStore::open(&config.image_dir())) else {
+        return;
+    };
+    for id in problems
+        .note("listing root file systems", store.containers())
+        .unwrap_or_default()
+    {
         problems.note("unmounting a root file system", store.unmount(&id));
     }
 }
 
 fn remove_network(config: &AgentConfig) -> Result<(), String> {
-    let pod_cidr = config.pod_cidr.parse().map_err(|error: crate::network::InvalidCidr| error.to_string())?;
-    let settings = NetworkConfig { pod_cidr, run_dir: config.run_dir.clone(), mtu: None };
+    let pod_cidr = config
+        .pod_cidr
+        .parse()
+        .map_err(|error: crate::network::InvalidCidr| error.to_string())?;
+    let settings = NetworkConfig {
+        pod_cidr,
+        run_dir: config.run_dir.clone(),
+        mtu: None,
+    };
     let network = PodNetwork::new(&settings).map_err(|error| error.to_string())?;
     network.shutdown().map_err(|error| error.to_string())
 }

@@ -20,7 +20,10 @@ pub fn adopt(remembered: &Remembered, warden: &[ContainerInfo]) -> PodState {
         state.sandbox = Sandbox::Ready { ips: ips.clone() };
     }
     for (name, recorded) in &remembered.containers {
-        let alive = recorded.id.as_ref().and_then(|id| warden.iter().find(|container| container.id == *id));
+        let alive = recorded
+            .id
+            .as_ref()
+            .and_then(|id| warden.iter().find(|container| container.id == *id));
         let mut recorded = recorded.clone();
         recorded.phase = phase(&remembered.pod, name, &recorded, alive);
         state.containers.insert(name.clone(), recorded);
@@ -30,10 +33,21 @@ pub fn adopt(remembered: &Remembered, warden: &[ContainerInfo]) -> PodState {
 
 fn phase(pod: &Pod, name: &str, recorded: &ContainerState, alive: Option<&ContainerInfo>) -> Phase {
     match (&recorded.phase, alive) {
-        (Phase::Starting | Phase::Running { .. }, Some(ContainerInfo { state: Alive::Created, .. }))
-        | (Phase::Starting, None) => Phase::Waiting { reason: CREATING.to_owned(), message: None, not_before: None },
+        (
+            Phase::Starting | Phase::Running { .. },
+            Some(ContainerInfo {
+                state: Alive::Created, ..
+            }),
+        )
+        | (Phase::Starting, None) => Phase::Waiting {
+            reason: CREATING.to_owned(),
+            message: None,
+            not_before: None,
+        },
         (Phase::Starting, Some(container)) => {
-            let started_at = container.started_at.and_then(|at| Timestamp::from_nanosecond(at.into()).ok());
+            let started_at = container
+                .started_at
+                .and_then(|at| Timestamp::from_nanosecond(at.into()).ok());
             let definition = find_container(pod, name);
             Phase::Running {
                 started_at: started_at.unwrap_or_else(Timestamp::now),
@@ -58,8 +72,18 @@ pub fn begin(pod: &Pod, now: Timestamp) -> PodState {
         state.sandbox = Sandbox::Gone;
         return state;
     }
-    let known = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-    for ContainerStatus { name, restart_count, container_id, .. } in known {
+    let known = status
+        .container_statuses
+        .iter()
+        .chain(&status.init_container_statuses)
+        .flatten();
+    for ContainerStatus {
+        name,
+        restart_count,
+        container_id,
+        ..
+    } in known
+    {
         if container_id.as_ref().is_some_and(|id| !id.is_empty())
             && let Some(container) = state.containers.get_mut(name)
         {
@@ -72,9 +96,14 @@ pub fn begin(pod: &Pod, now: Timestamp) -> PodState {
 /// Containers of the pod `uid` that its state does not speak of, or only as something that never ran.
 pub fn strays<'a>(uid: &'a str, state: &'a PodState, warden: &'a [ContainerInfo]) -> impl Iterator<Item = &'a str> {
     let lives = |id: &str| {
-        state.containers.values().any(|container| container.id.as_deref() == Some(id) && container.is_running())
+        state
+            .containers
+            .values()
+            .any(|container| container.id.as_deref() == Some(id) && container.is_running())
     };
-    let own = warden.iter().filter(move |container| container.labels.get(LABEL_POD).is_some_and(|pod| pod == uid));
+    let own = warden
+        .iter()
+        .filter(move |container| container.labels.get(LABEL_POD).is_some_and(|pod| pod == uid));
     own.map(|container| container.id.as_str()).filter(move |id| !lives(id))
 }
 
@@ -105,19 +134,39 @@ mod tests {
 
     fn remembered(phase: Phase) -> Remembered {
         let pod: Pod = from_value(json!({"metadata": {"uid": "u"}, "spec": {"containers": [{"name": "a"}]}})).unwrap();
-        let state = ContainerState { attempt: 2, id: Some("c".into()), phase, ..ContainerState::default() };
-        let sandbox = SandboxRecord { start_time: at(), ips: Some(vec!["10.244.0.4".parse().unwrap()]) };
-        Remembered { pod, sandbox, containers: [("a".to_owned(), state)].into() }
+        let state = ContainerState {
+            attempt: 2,
+            id: Some("c".into()),
+            phase,
+            ..ContainerState::default()
+        };
+        let sandbox = SandboxRecord {
+            start_time: at(),
+            ips: Some(vec!["10.244.0.4".parse().unwrap()]),
+        };
+        Remembered {
+            pod,
+            sandbox,
+            containers: [("a".to_owned(), state)].into(),
+        }
     }
 
     fn running() -> Phase {
-        Phase::Running { started_at: at(), started: true, ready: true, killing: false }
+        Phase::Running {
+            started_at: at(),
+            started: true,
+            ready: true,
+            killing: false,
+        }
     }
 
     #[test]
     fn what_runs_keeps_its_id_and_count() {
         let state = adopt(&remembered(running()), &[info("c", Alive::Running)]);
-        assert_eq!((state.containers["a"].attempt, state.containers["a"].id.as_deref()), (2, Some("c")));
+        assert_eq!(
+            (state.containers["a"].attempt, state.containers["a"].id.as_deref()),
+            (2, Some("c"))
+        );
         assert!(state.containers["a"].is_running());
         assert_eq!(state.ips().len(), 1);
     }
@@ -128,8 +177,16 @@ mod tests {
         assert!(matches!(phase(&[]), Phase::Waiting { .. }));
         assert!(matches!(phase(&[info("c", Alive::Created)]), Phase::Waiting { .. }));
         assert!(matches!(phase(&[info("c", Alive::Running)]), Phase::Running { started_at, .. } if started_at == at()));
-        let exit = Exit { code: Some(1), signal: None, oom_killed: false, at: 0 };
-        assert!(matches!(phase(&[info("c", Alive::Exited(exit))]), Phase::Running { .. }), "its exit is delivered later");
+        let exit = Exit {
+            code: Some(1),
+            signal: None,
+            oom_killed: false,
+            at: 0,
+        };
+        assert!(
+            matches!(phase(&[info("c", Alive::Exited(exit))]), Phase::Running { .. }),
+            "its exit is delivered later"
+        );
     }
 
     #[test]
@@ -144,9 +201,11 @@ mod tests {
     #[test]
     fn counts_go_on_after_a_reboot_and_finished_pods_rest() {
         let pod = |phase: &str| -> Pod {
-            from_value(json!({"metadata": {"uid": "u"}, "spec": {"containers": [{"name": "a"}]}, "status": {"phase": phase,
+            from_value(
+                json!({"metadata": {"uid": "u"}, "spec": {"containers": [{"name": "a"}]}, "status": {"phase": phase,
                 "containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 4,
-                    "containerID": "hull://x"}]}}))
+                    "containerID": "hull://x"}]}}),
+            )
             .unwrap()
         };
         assert_eq!(begin(&pod("Running"), at()).containers["a"].attempt, 5);

@@ -25,7 +25,11 @@ impl Backoff {
     /// The earliest moment of the next attempt after a failure at `failed`.
     #[must_use]
     pub fn next_attempt(&self, failed: Timestamp) -> Timestamp {
-        if self.expired(failed) { failed } else { failed + self.delay }
+        if self.expired(failed) {
+            failed
+        } else {
+            failed + self.delay
+        }
     }
 
     /// The delay in force.
@@ -36,13 +40,17 @@ impl Backoff {
 
     /// Notes that another attempt is made at `now`: the next one waits longer.
     pub fn attempt(&mut self, now: Timestamp) {
-        self.delay =
-            if self.delay.is_zero() || self.expired(now) { INITIAL } else { (self.delay * 2).min(MAXIMUM) };
+        self.delay = if self.delay.is_zero() || self.expired(now) {
+            INITIAL
+        } else {
+            (self.delay * 2).min(MAXIMUM)
+        };
         self.last = Some(now);
     }
 
     fn expired(&self, now: Timestamp) -> bool {
-        self.last.is_some_and(|last| now.duration_since(last).unsigned_abs() > MAXIMUM * 2 && now > last)
+        self.last
+            .is_some_and(|last| now.duration_since(last).unsigned_abs() > MAXIMUM * 2 && now > last)
     }
 }
 

@@ -56,7 +56,11 @@ impl Handler {
         if let Some(exec) = &hook.exec {
             return Some(Handler::Exec(exec.command.clone().unwrap_or_default()));
         }
-        let sleep = || Some(Handler::Sleep(Duration::from_secs(u64::try_from(hook.sleep.as_ref()?.seconds).ok()?)));
+        let sleep = || {
+            Some(Handler::Sleep(Duration::from_secs(
+                u64::try_from(hook.sleep.as_ref()?.seconds).ok()?,
+            )))
+        };
         hook.http_get.clone().map(Handler::Http).or_else(sleep)
     }
 }
@@ -82,7 +86,9 @@ impl Target {
         if let Handler::Exec(command) = handler {
             return match exec::run(&self.warden, &self.id, &self.config, command, timeout).await? {
                 Outcome::Exited(0, _) => Ok(()),
-                Outcome::Exited(code, output) if output.trim().is_empty() => Err(format!("command exited with code {code}")),
+                Outcome::Exited(code, output) if output.trim().is_empty() => {
+                    Err(format!("command exited with code {code}"))
+                }
                 Outcome::Exited(_, output) => Err(output),
                 Outcome::TimedOut => Err(format!("command timed out: {command:?} timed out after {timeout:?}")),
             };
@@ -111,41 +117,68 @@ impl Target {
     }
 
     fn host(&self, named: Option<&str>) -> String {
-        named.filter(|host| !host.is_empty()).map_or_else(|| self.ip.to_string(), str::to_owned)
+        named
+            .filter(|host| !host.is_empty())
+            .map_or_else(|| self.ip.to_string(), str::to_owned)
     }
 
     fn port(&self, port: &IntOrString) -> Result<u16, String> {
         let number = match port {
             IntOrString::Int(number) => Some(*number),
             IntOrString::String(name) => {
-                let named = self.container.ports.iter().flatten().find(|port| port.name.as_ref() == Some(name));
+                let named = self
+                    .container
+                    .ports
+                    .iter()
+                    .flatten()
+                    .find(|port| port.name.as_ref() == Some(name));
                 named.map(|port| port.container_port).or_else(|| name.parse().ok())
             }
         };
         let number = number.ok_or_else(|| format!("couldn't find port: {port:?}"))?;
-        u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("invalid port number: {number}"))
+        u16::try_from(number)
+            .ok()
+            .filter(|port| *port > 0)
+            .ok_or_else(|| format!("invalid port number: {number}"))
     }
 
     async fn http(&self, action: &HTTPGetAction) -> Result<(), String> {
         let port = self.port(&action.port)?;
         let host = self.host(action.host.as_deref());
         let path = action.path.as_deref().unwrap_or("/");
-        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        let path = if path.starts_with('/') {
+            path.to_owned()
+        } else {
+            format!("/{path}")
+        };
         let stream = connect(&host, port).await?;
-        let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let authority = if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        };
         let headers = action.http_headers.iter().flatten();
-        let mut request = Request::builder().method(Method::GET).uri(&path).header("connection", "close");
+        let mut request = Request::builder()
+            .method(Method::GET)
+            .uri(&path)
+            .header("connection", "close");
         let mut named: Vec<String> = Vec::new();
         for header in headers {
             request = request.header(header.name.as_str(), header.value.as_str());
             named.push(header.name.to_ascii_lowercase());
         }
-        for (name, value) in [("host", authority.as_str()), ("user-agent", "kube-probe/hull"), ("accept", "*/*")] {
+        for (name, value) in [
+            ("host", authority.as_str()),
+            ("user-agent", "kube-probe/hull"),
+            ("accept", "*/*"),
+        ] {
             if !named.iter().any(|other| other == name) {
                 request = request.header(name, value);
             }
         }
-        let request = request.body(Full::default()).map_err(|error| format!("invalid probe request: {error}"))?;
+        let request = request
+            .body(Full::default())
+            .map_err(|error| format!("invalid probe request: {error}"))?;
         let status = if action.scheme.as_deref() == Some("HTTPS") {
             get(InsecureTls::shared().connect(&host, stream).await?, request).await
         } else {
@@ -162,8 +195,9 @@ impl Target {
         let host = self.ip.to_string();
         let stream = TokioIo::new(connect(&host, port).await?);
         let failed = |error: hyper::Error| format!("grpc probe: {error}");
-        let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.map_err(failed)?;
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream)
+            .await
+            .map_err(failed)?;
         let driver = tokio::spawn(connection);
         let body = health_request(action.service.as_deref().unwrap_or_default());
         let request = Request::post(format!("http://{host}:{port}/grpc.health.v1.Health/Check"))
@@ -174,7 +208,9 @@ impl Target {
         let answer = async {
             let response = sender.send_request(request).await.map_err(failed)?;
             let collected = Limited::new(response.into_body(), RESPONSE_MAX).collect().await;
-            collected.map(|body| body.to_bytes()).map_err(|error| format!("grpc probe: {error}"))
+            collected
+                .map(|body| body.to_bytes())
+                .map_err(|error| format!("grpc probe: {error}"))
         };
         let answer = answer.await;
         driver.abort();
@@ -207,9 +243,13 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     }
 }
 
-async fn get(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, request: Request<Full<Bytes>>) -> Result<u16, String> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+async fn get(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Result<u16, String> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
     let driver = tokio::spawn(connection);
     let response = sender.send_request(request).await.map_err(|error| error.to_string());
     driver.abort();

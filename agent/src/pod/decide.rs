@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::state::{ContainerState, Ending, Phase, PodState, RestartPolicy, Role, Sandbox, containers};
+use super::status::image_back_off;
 
 /// Something for the worker to carry out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,6 +167,9 @@ fn start_when_due(
         decision.actions.push(Action::Start(container.name.clone()));
     } else {
         decision.wake_at(due);
+        if let Some((shown_from, _)) = image_back_off(container, observed).filter(|(from, _)| *from > now) {
+            decision.wake_at(shown_from);
+        }
     }
 }
 
@@ -186,7 +190,11 @@ fn replace_changed(container: &Container, observed: &ContainerState, pod: &Pod, 
 /// The pod's own termination grace period.
 #[must_use]
 pub fn grace(pod: &Pod) -> Duration {
-    let seconds = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+    let seconds = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.termination_grace_period_seconds)
+        .unwrap_or(30);
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
@@ -254,7 +262,10 @@ mod tests {
     }
 
     fn ready(pod: &Pod) -> PodState {
-        PodState { sandbox: Sandbox::Ready { ips: vec![] }, ..PodState::new(pod, now()) }
+        PodState {
+            sandbox: Sandbox::Ready { ips: vec![] },
+            ..PodState::new(pod, now())
+        }
     }
 
     fn set(state: &mut PodState, name: &str, phase: Phase) {
@@ -274,7 +285,12 @@ mod tests {
     }
 
     fn running() -> Phase {
-        Phase::Running { started_at: now(), started: true, ready: true, killing: false }
+        Phase::Running {
+            started_at: now(),
+            started: true,
+            ready: true,
+            killing: false,
+        }
     }
 
     #[test]
@@ -308,7 +324,11 @@ mod tests {
             let mut state = ready(&pod);
             set(&mut state, "a", exited(code));
             set(&mut state, "b", running());
-            let expected = if restarts { vec![Action::Start("a".into())] } else { vec![] };
+            let expected = if restarts {
+                vec![Action::Start("a".into())]
+            } else {
+                vec![]
+            };
             assert_eq!(decide(&pod, &state, now()).actions, expected, "{policy} {code}");
         }
     }
@@ -328,7 +348,8 @@ mod tests {
 
     #[test]
     fn a_failed_init_container_ends_a_never_pod() {
-        let pod = pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
+        let pod =
+            pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
         let mut state = ready(&pod);
         set(&mut state, "i", exited(3));
         assert_eq!(progress(&pod, &state), Progress::InitFailed);
@@ -337,12 +358,18 @@ mod tests {
 
     #[test]
     fn sidecars_gate_the_mains_and_outlive_them() {
-        let pod = pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "s", "restartPolicy": "Always"}],
-            "containers": [{"name": "a"}]}));
+        let pod = pod(
+            json!({"restartPolicy": "Never", "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+            "containers": [{"name": "a"}]}),
+        );
         let mut state = ready(&pod);
         assert_eq!(decide(&pod, &state, now()).actions, [Action::Start("s".into())]);
         set(&mut state, "s", running());
-        assert_eq!(decide(&pod, &state, now()).actions, [Action::Start("a".into()), ], "started");
+        assert_eq!(
+            decide(&pod, &state, now()).actions,
+            [Action::Start("a".into()),],
+            "started"
+        );
         set(&mut state, "a", exited(0));
         let decision = decide(&pod, &state, now());
         assert!(matches!(&decision.actions[..], [Action::Kill { container, .. }] if container == "s"));
@@ -362,7 +389,10 @@ mod tests {
         assert!(matches!(&decision.actions[..],
             [Action::Kill { container, grace, .. }] if container == "a" && *grace == Duration::from_secs(5)));
         set(&mut state, "a", exited(143));
-        assert!(decide(&pod, &state, now()).actions.is_empty(), "b is still coming to life");
+        assert!(
+            decide(&pod, &state, now()).actions.is_empty(),
+            "b is still coming to life"
+        );
         set(&mut state, "b", exited(143));
         assert_eq!(decide(&pod, &state, now()).actions, [Action::TearDown]);
         state.sandbox = Sandbox::Gone;
@@ -377,7 +407,10 @@ mod tests {
         let mut state = ready(&pod);
         set(&mut state, "a", running());
         state.containers.get_mut("a").unwrap().image = "web:1".into();
-        assert!(matches!(&decide(&pod, &state, now()).actions[..], [Action::Kill { .. }]));
+        assert!(matches!(
+            &decide(&pod, &state, now()).actions[..],
+            [Action::Kill { .. }]
+        ));
         state.containers.get_mut("a").unwrap().image = "web:2".into();
         assert!(decide(&pod, &state, now()).actions.is_empty());
     }

@@ -37,12 +37,24 @@ pub fn describe_exit(
         Some(0) => "Completed",
         Some(_) => "Error",
     };
-    let code = if exit.oom_killed && code != Some(0) { 137 } else { code.unwrap_or(UNKNOWN_CODE) };
+    let code = if exit.oom_killed && code != Some(0) {
+        137
+    } else {
+        code.unwrap_or(UNKNOWN_CODE)
+    };
     let message = match exit.status() {
         None => Some("The container could not be located when it ended, so how it ended is not known".to_owned()),
         Some(_) => message(container, code, message_file, log),
     };
-    Exit { id: id.to_owned(), code, signal: exit.signal, reason: reason.to_owned(), message, started_at, finished_at }
+    Exit {
+        id: id.to_owned(),
+        code,
+        signal: exit.signal,
+        reason: reason.to_owned(),
+        message,
+        started_at,
+        finished_at,
+    }
 }
 
 /// The end of an attempt whose program never ran.
@@ -69,7 +81,10 @@ fn message(container: Option<&Container>, code: i32, message_file: &Path, log: &
     }
     let policy = container.and_then(|container| container.termination_message_policy.as_deref());
     let fallback = policy == Some("FallbackToLogsOnError") && code != 0;
-    fallback.then(|| log_tail(log)).flatten().filter(|tail| !tail.is_empty())
+    fallback
+        .then(|| log_tail(log))
+        .flatten()
+        .filter(|tail| !tail.is_empty())
 }
 
 /// The last lines of a CRI log without their headers.
@@ -77,7 +92,8 @@ fn log_tail(log: &Path) -> Option<String> {
     let mut file = File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
     // Headers are short beside the text; twice the tail always holds it.
-    file.seek(SeekFrom::Start(length.saturating_sub(4 * LOG_TAIL_BYTES as u64))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(4 * LOG_TAIL_BYTES as u64)))
+        .ok()?;
     let mut raw = Vec::new();
     file.read_to_end(&mut raw).ok()?;
     let raw = String::from_utf8_lossy(&raw);
@@ -100,7 +116,12 @@ mod tests {
     use serde_json::{from_value, json};
 
     fn exit(code: Option<i32>, signal: Option<i32>, oom_killed: bool) -> warden::Exit {
-        warden::Exit { code, signal, oom_killed, at: 1_800_000_000_000_000_000 }
+        warden::Exit {
+            code,
+            signal,
+            oom_killed,
+            at: 1_800_000_000_000_000_000,
+        }
     }
 
     #[test]
@@ -121,10 +142,15 @@ mod tests {
     fn the_message_file_wins_and_the_log_stands_in() {
         let dir = tempfile::tempdir().unwrap();
         let (file, log) = (dir.path().join("m"), dir.path().join("l"));
-        std::fs::write(&log, "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:01Z stderr F two words\n").unwrap();
+        std::fs::write(
+            &log,
+            "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:01Z stderr F two words\n",
+        )
+        .unwrap();
         let container: Container =
             from_value(json!({"name": "c", "terminationMessagePolicy": "FallbackToLogsOnError"})).unwrap();
-        let message = |code| describe_exit("c", exit(Some(code), None, false), None, Some(&container), &file, &log).message;
+        let message =
+            |code| describe_exit("c", exit(Some(code), None, false), None, Some(&container), &file, &log).message;
         assert_eq!(message(1).as_deref(), Some("one\ntwo words\n"));
         assert_eq!(message(0), None);
         std::fs::write(&file, "last words").unwrap();

@@ -41,7 +41,10 @@ pub fn build(container: &Container, sources: &Sources<'_>) -> Result<Vec<(String
             match sources.objects.secret(&reference.name) {
                 Some(secret) => {
                     let texts = secret.data.iter().flatten();
-                    set.extend(prefix, texts.map(|(k, v)| (k, String::from_utf8_lossy(&v.0).into_owned())));
+                    set.extend(
+                        prefix,
+                        texts.map(|(k, v)| (k, String::from_utf8_lossy(&v.0).into_owned())),
+                    );
                 }
                 None if reference.optional == Some(true) => {}
                 None => return Err(format!("secret {:?} not found", reference.name)),
@@ -50,9 +53,9 @@ pub fn build(container: &Container, sources: &Sources<'_>) -> Result<Vec<(String
     }
     for variable in container.env.iter().flatten() {
         let value = match (&variable.value, &variable.value_from) {
-            (Some(value), _) if !value.is_empty() => {
-                Some(expand(value, |name| set.get(name).or_else(|| sources.services.get(name).map(String::as_str))))
-            }
+            (Some(value), _) if !value.is_empty() => Some(expand(value, |name| {
+                set.get(name).or_else(|| sources.services.get(name).map(String::as_str))
+            })),
             (_, Some(source)) => from_source(container, sources, source)?,
             _ => Some(String::new()),
         };
@@ -84,14 +87,33 @@ fn from_source(container: &Container, sources: &Sources<'_>, from: &EnvVarSource
     }
     if let Some(reference) = &from.config_map_key_ref {
         let map = sources.objects.config_map(&reference.name);
-        let value = map.and_then(|map| map.data.as_ref()).and_then(|data| data.get(&reference.key)).cloned();
-        return found(value, map.is_some(), reference.optional, "configmap", &reference.name, &reference.key);
+        let value = map
+            .and_then(|map| map.data.as_ref())
+            .and_then(|data| data.get(&reference.key))
+            .cloned();
+        return found(
+            value,
+            map.is_some(),
+            reference.optional,
+            "configmap",
+            &reference.name,
+            &reference.key,
+        );
     }
     if let Some(reference) = &from.secret_key_ref {
         let secret = sources.objects.secret(&reference.name);
-        let value = secret.and_then(|secret| secret.data.as_ref()).and_then(|data| data.get(&reference.key));
+        let value = secret
+            .and_then(|secret| secret.data.as_ref())
+            .and_then(|data| data.get(&reference.key));
         let value = value.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned());
-        return found(value, secret.is_some(), reference.optional, "secret", &reference.name, &reference.key);
+        return found(
+            value,
+            secret.is_some(),
+            reference.optional,
+            "secret",
+            &reference.name,
+            &reference.key,
+        );
     }
     Err("valueFrom has no source that this agent knows".to_owned())
 }
@@ -116,7 +138,10 @@ fn found(
 #[must_use]
 pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
     let spec = pod.spec.as_ref()?;
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|container| container.name == name)
+    spec.containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .find(|container| container.name == name)
 }
 
 /// The variables for `services`: those of the pod's namespace if it wants links, and `kubernetes` always.
@@ -145,16 +170,25 @@ pub fn service_variables<'a>(
 
 fn describe_service(variables: &mut BTreeMap<String, String>, name: &str, service: &Service) {
     let Some(spec) = &service.spec else { return };
-    let Some(address) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else { return };
+    let Some(address) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else {
+        return;
+    };
     let prefix = variable_name(name);
     let ports = spec.ports.as_deref().unwrap_or_default();
     let Some(first) = ports.first() else { return };
-    let bracketed = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    let bracketed = if address.contains(':') {
+        format!("[{address}]")
+    } else {
+        address.to_owned()
+    };
     variables.insert(format!("{prefix}_SERVICE_HOST"), address.to_owned());
     variables.insert(format!("{prefix}_SERVICE_PORT"), first.port.to_string());
     for (index, port) in ports.iter().enumerate() {
         if let Some(port_name) = port.name.as_deref().filter(|name| !name.is_empty()) {
-            variables.insert(format!("{prefix}_SERVICE_PORT_{}", variable_name(port_name)), port.port.to_string());
+            variables.insert(
+                format!("{prefix}_SERVICE_PORT_{}", variable_name(port_name)),
+                port.port.to_string(),
+            );
         }
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
         let url = format!("{}://{bracketed}:{}", protocol.to_lowercase(), port.port);
@@ -210,13 +244,22 @@ impl Ordered {
 #[must_use]
 pub fn over_image(image: &[String], hostname: &str, pod: Vec<(String, String)>) -> Vec<String> {
     let mut all = Ordered::default();
-    all.insert("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+    all.insert(
+        "PATH".to_owned(),
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+    );
     all.insert("HOSTNAME".to_owned(), hostname.to_owned());
     let from_image = image.iter().filter_map(|entry| entry.split_once('='));
-    for (name, value) in from_image.map(|(name, value)| (name.to_owned(), value.to_owned())).chain(pod) {
+    for (name, value) in from_image
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .chain(pod)
+    {
         all.insert(name, value);
     }
-    all.list.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+    all.list
+        .into_iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -250,18 +293,28 @@ mod tests {
     #[test]
     fn later_sources_win_and_may_use_earlier_ones() {
         let variables = built(json!({"name": "c",
-            "envFrom": [{"prefix": "C_", "configMapRef": {"name": "conf"}}, {"secretRef": {"name": "key"}}],
-            "env": [
-                {"name": "HOST", "value": "$(KUBERNETES_SERVICE_HOST)"},
-                {"name": "C_mode", "value": "was $(C_mode)"},
-                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-                {"name": "T", "valueFrom": {"secretKeyRef": {"name": "key", "key": "token"}}},
-                {"name": "LATER", "value": "$(UNSET)"},
-            ]}))
+        "envFrom": [{"prefix": "C_", "configMapRef": {"name": "conf"}}, {"secretRef": {"name": "key"}}],
+        "env": [
+            {"name": "HOST", "value": "$(KUBERNETES_SERVICE_HOST)"},
+            {"name": "C_mode", "value": "was $(C_mode)"},
+            {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            {"name": "T", "valueFrom": {"secretKeyRef": {"name": "key", "key": "token"}}},
+            {"name": "LATER", "value": "$(UNSET)"},
+        ]}))
         .unwrap();
         let text: Vec<String> = variables.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        assert_eq!(text, ["C_mode=was fast", "token=secret", "HOST=10.96.0.1", "IP=10.244.0.9", "T=secret",
-            "LATER=$(UNSET)", "KUBERNETES_SERVICE_HOST=10.96.0.1"]);
+        assert_eq!(
+            text,
+            [
+                "C_mode=was fast",
+                "token=secret",
+                "HOST=10.96.0.1",
+                "IP=10.244.0.9",
+                "T=secret",
+                "LATER=$(UNSET)",
+                "KUBERNETES_SERVICE_HOST=10.96.0.1"
+            ]
+        );
     }
 
     #[test]

@@ -17,9 +17,15 @@ pub fn hostname(pod: &Pod, node: &str) -> String {
     if spec.is_some_and(uses_host_network) {
         return node.to_owned();
     }
-    let named = spec.and_then(|spec| spec.hostname.clone()).filter(|name| !name.is_empty());
+    let named = spec
+        .and_then(|spec| spec.hostname.clone())
+        .filter(|name| !name.is_empty());
     let name = named.unwrap_or_else(|| pod.metadata.name.clone().unwrap_or_default());
-    name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
+    name.chars()
+        .take(63)
+        .collect::<String>()
+        .trim_end_matches(['-', '.'])
+        .to_owned()
 }
 
 /// Whether the pod uses the node's network.
@@ -77,9 +83,17 @@ pub fn resolv_conf(pod: &Pod, cluster_dns: IpAddr, domain: &str, host: &str) -> 
     let mut resolver = if policy == "None" {
         Resolver::default()
     } else if cluster {
-        let mut search = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
+        let mut search = vec![
+            format!("{namespace}.svc.{domain}"),
+            format!("svc.{domain}"),
+            domain.to_owned(),
+        ];
         search.extend(of_host.search);
-        Resolver { nameservers: vec![cluster_dns.to_string()], search, options: vec!["ndots:5".to_owned()] }
+        Resolver {
+            nameservers: vec![cluster_dns.to_string()],
+            search,
+            options: vec!["ndots:5".to_owned()],
+        }
     } else {
         of_host
     };
@@ -114,8 +128,12 @@ fn parse(text: &str) -> Resolver {
 
 fn render(resolver: Resolver) -> String {
     let mut seen = std::collections::HashSet::new();
-    let search: Vec<String> =
-        resolver.search.into_iter().filter(|domain| seen.insert(domain.clone())).take(SEARCH_MAX).collect();
+    let search: Vec<String> = resolver
+        .search
+        .into_iter()
+        .filter(|domain| seen.insert(domain.clone()))
+        .take(SEARCH_MAX)
+        .collect();
     let mut text = String::new();
     if !search.is_empty() {
         text.push_str(&format!("search {}\n", search.join(" ")));
@@ -151,7 +169,10 @@ mod tests {
             resolv(json!({})),
             "search shop.svc.cluster.local svc.cluster.local cluster.local corp.example\nnameserver 10.96.0.10\noptions ndots:5\n"
         );
-        assert_eq!(resolv(json!({"hostNetwork": true})), "search corp.example\nnameserver 192.0.2.53\noptions timeout:1\n");
+        assert_eq!(
+            resolv(json!({"hostNetwork": true})),
+            "search corp.example\nnameserver 192.0.2.53\noptions timeout:1\n"
+        );
         assert!(resolv(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"})).contains("10.96.0.10"));
     }
 
@@ -159,7 +180,10 @@ mod tests {
     fn dns_config_adds_and_overrides() {
         let config = json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"], "searches": ["a.b"],
             "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}});
-        assert_eq!(resolv(config), "search a.b\nnameserver 192.0.2.1\noptions ndots:2 edns0\n");
+        assert_eq!(
+            resolv(config),
+            "search a.b\nnameserver 192.0.2.1\noptions ndots:2 edns0\n"
+        );
         let over = json!({"dnsConfig": {"options": [{"name": "ndots", "value": "1"}]}});
         assert!(resolv(over).ends_with("options ndots:1\n"));
     }

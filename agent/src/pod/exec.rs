@@ -48,8 +48,11 @@ pub fn process_like(config: &Path, command: &[String], terminal: bool) -> Result
     let mut process = spec["process"].take();
     process["args"] = command.into();
     process["terminal"] = terminal.into();
-    if terminal && let Some(env) = process["env"].as_array_mut()
-        && !env.iter().any(|entry| entry.as_str().is_some_and(|entry| entry.starts_with("TERM=")))
+    if terminal
+        && let Some(env) = process["env"].as_array_mut()
+        && !env
+            .iter()
+            .any(|entry| entry.as_str().is_some_and(|entry| entry.starts_with("TERM=")))
     {
         env.push("TERM=xterm".into());
     }
@@ -66,7 +69,13 @@ pub async fn run(
 ) -> Result<Outcome, String> {
     let process = process_like(config, command, false)?;
     let exec_id = next_exec_id();
-    let request = ExecRequest { id: id.to_owned(), exec_id: exec_id.clone(), process, terminal: false, stdin: false };
+    let request = ExecRequest {
+        id: id.to_owned(),
+        exec_id: exec_id.clone(),
+        process,
+        terminal: false,
+        stdin: false,
+    };
     let started = warden.exec(request).await.map_err(|error| error.to_string())?;
     let pidfd = fd::watch(started.pidfd).map_err(|error| format!("waiting for the exec: {error}"))?;
     let output = collect(started.stdout, started.stderr);
@@ -85,7 +94,10 @@ pub async fn run(
     };
     match tokio::time::timeout(timeout, finished).await {
         Ok(text) => {
-            let exit = warden.exec_exit(id, &exec_id).await.map_err(|error| error.to_string())?;
+            let exit = warden
+                .exec_exit(id, &exec_id)
+                .await
+                .map_err(|error| error.to_string())?;
             let code = exit.and_then(|exit| exit.status()).unwrap_or(-1);
             Ok(Outcome::Exited(code, text?))
         }
@@ -109,7 +121,9 @@ async fn collect(stdout: Option<OwnedFd>, stderr: Option<OwnedFd>) -> String {
 
 async fn drain(fd: Option<OwnedFd>) -> Vec<u8> {
     let mut kept = Vec::new();
-    let Some(Ok(mut pipe)) = fd.map(pipe::Receiver::from_owned_fd) else { return kept };
+    let Some(Ok(mut pipe)) = fd.map(pipe::Receiver::from_owned_fd) else {
+        return kept;
+    };
     let mut chunk = [0; 2048];
     while let Ok(read @ 1..) = pipe.read(&mut chunk).await {
         let room = OUTPUT_MAX - kept.len();
@@ -122,7 +136,10 @@ async fn drain(fd: Option<OwnedFd>) -> Vec<u8> {
 pub fn kill_tree(pid: i32) {
     let mut pending = vec![pid];
     while let Some(next) = pending.pop() {
-        let tasks = std::fs::read_dir(format!("/proc/{next}/task")).into_iter().flatten().flatten();
+        let tasks = std::fs::read_dir(format!("/proc/{next}/task"))
+            .into_iter()
+            .flatten()
+            .flatten();
         for task in tasks {
             let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
             for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {

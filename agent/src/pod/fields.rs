@@ -29,7 +29,11 @@ pub fn field(pod: &Pod, node: &NodeFacts, pod_ip: &str, path: &str) -> Result<St
             "metadata.annotations" => &meta.annotations,
             _ => return Err(format!("the field path {path:?} does not support a subscript")),
         };
-        return Ok(entries.as_ref().and_then(|all| all.get(key)).cloned().unwrap_or_default());
+        return Ok(entries
+            .as_ref()
+            .and_then(|all| all.get(key))
+            .cloned()
+            .unwrap_or_default());
     }
     let spec = pod.spec.as_ref();
     match path {
@@ -38,8 +42,12 @@ pub fn field(pod: &Pod, node: &NodeFacts, pod_ip: &str, path: &str) -> Result<St
         "metadata.uid" => Ok(text(&meta.uid)),
         "metadata.labels" => Ok(format_map(meta.labels.as_ref())),
         "metadata.annotations" => Ok(format_map(meta.annotations.as_ref())),
-        "spec.nodeName" => Ok(spec.and_then(|spec| spec.node_name.clone()).unwrap_or_else(|| node.name.clone())),
-        "spec.serviceAccountName" => Ok(spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_default()),
+        "spec.nodeName" => Ok(spec
+            .and_then(|spec| spec.node_name.clone())
+            .unwrap_or_else(|| node.name.clone())),
+        "spec.serviceAccountName" => Ok(spec
+            .and_then(|spec| spec.service_account_name.clone())
+            .unwrap_or_default()),
         "spec.restartPolicy" => Ok(spec.and_then(|spec| spec.restart_policy.clone()).unwrap_or_default()),
         "status.hostIP" | "status.hostIPs" => Ok(node.host_ip.clone()),
         "status.podIP" | "status.podIPs" => Ok(pod_ip.to_owned()),
@@ -51,11 +59,17 @@ pub fn field(pod: &Pod, node: &NodeFacts, pod_ip: &str, path: &str) -> Result<St
 pub fn resource(container: &Container, node: &NodeFacts, selector: &ResourceFieldSelector) -> Result<String, String> {
     let name = selector.resource.as_str();
     let Some((kind, resource)) = name.split_once('.') else {
-        return Err(format!("unsupported resource {name:?}: expected limits.<resource> or requests.<resource>"));
+        return Err(format!(
+            "unsupported resource {name:?}: expected limits.<resource> or requests.<resource>"
+        ));
     };
     let declared = container.resources.as_ref();
-    let limit = declared.and_then(|all| all.limits.as_ref()).and_then(|all| all.get(resource));
-    let request = declared.and_then(|all| all.requests.as_ref()).and_then(|all| all.get(resource));
+    let limit = declared
+        .and_then(|all| all.limits.as_ref())
+        .and_then(|all| all.get(resource));
+    let request = declared
+        .and_then(|all| all.requests.as_ref())
+        .and_then(|all| all.get(resource));
     let offered = || match resource {
         "cpu" => Ok(Amount::parse(&format!("{}m", node.cpu_milli))),
         "memory" => Ok(Some(Amount::units(node.memory.into()))),
@@ -65,10 +79,17 @@ pub fn resource(container: &Container, node: &NodeFacts, selector: &ResourceFiel
     let amount = match kind {
         "limits" => limit.map_or_else(offered, |quantity| Ok(Amount::parse(&quantity.0)))?,
         "requests" => request.map_or(Some(Amount::units(0)), |quantity| Amount::parse(&quantity.0)),
-        _ => return Err(format!("unsupported resource {name:?}: expected limits.<resource> or requests.<resource>")),
+        _ => {
+            return Err(format!(
+                "unsupported resource {name:?}: expected limits.<resource> or requests.<resource>"
+            ));
+        }
     };
     let amount = amount.ok_or_else(|| format!("{name} is not a quantity"))?;
-    let divisor = selector.divisor.as_ref().and_then(|quantity| Amount::parse(&quantity.0));
+    let divisor = selector
+        .divisor
+        .as_ref()
+        .and_then(|quantity| Amount::parse(&quantity.0));
     let divisor = divisor.filter(|divisor| !divisor.is_zero()).unwrap_or(Amount::units(1));
     Ok(amount.divided_by(divisor).to_string())
 }
@@ -77,13 +98,20 @@ pub fn resource(container: &Container, node: &NodeFacts, selector: &ResourceFiel
 fn subscript(path: &str) -> Option<(&str, &str)> {
     let (map, rest) = path.split_once('[')?;
     let key = rest.strip_suffix(']')?;
-    let quoted = |quote: char| key.strip_prefix(quote).and_then(|inner: &str| inner.strip_suffix(quote));
+    let quoted = |quote: char| {
+        key.strip_prefix(quote)
+            .and_then(|inner: &str| inner.strip_suffix(quote))
+    };
     Some((map, quoted('\'').or_else(|| quoted('"'))?))
 }
 
 /// One `key="value"` line for each entry, as the downward API writes maps.
 fn format_map(map: Option<&std::collections::BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> = map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect();
+    let lines: Vec<String> = map
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={value:?}"))
+        .collect();
     lines.join("\n")
 }
 
@@ -102,7 +130,11 @@ mod tests {
 
     #[test]
     fn every_supported_path_has_a_value() {
-        let node = NodeFacts { name: "n1".into(), host_ip: "192.0.2.1".into(), ..NodeFacts::default() };
+        let node = NodeFacts {
+            name: "n1".into(),
+            host_ip: "192.0.2.1".into(),
+            ..NodeFacts::default()
+        };
         let value = |path: &str| field(&pod(), &node, "10.244.0.5", path);
         assert_eq!(value("metadata.name").unwrap(), "web");
         assert_eq!(value("metadata.labels['app']").unwrap(), "web");
@@ -119,7 +151,11 @@ mod tests {
             "name": "c", "resources": {"limits": {"memory": "64Mi"}, "requests": {"cpu": "250m"}},
         }))
         .unwrap();
-        let node = NodeFacts { cpu_milli: 2000, memory: 1 << 30, ..NodeFacts::default() };
+        let node = NodeFacts {
+            cpu_milli: 2000,
+            memory: 1 << 30,
+            ..NodeFacts::default()
+        };
         let value = |resource: &str, divisor: &str| {
             let selector = from_value(json!({"resource": resource, "divisor": divisor})).unwrap();
             resource_text(&container, &node, &selector)

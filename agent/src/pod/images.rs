@@ -71,21 +71,40 @@ pub async fn ensure(host: &Arc<Host>, pod: &Pod, container: &Container) -> Resul
     let name = container.image.as_deref().unwrap_or_default();
     if let Err(error) = name.parse::<Reference>() {
         let message = format!("Failed to apply default image tag {name:?}: couldn't parse image name: {error}");
-        host.events.pod(pod, Some(&container.name), Kind::Warning, "InspectFailed", message.clone());
-        return Err(ImageRefused { reason: "InvalidImageName", message });
+        host.events.pod(
+            pod,
+            Some(&container.name),
+            Kind::Warning,
+            "InspectFailed",
+            message.clone(),
+        );
+        return Err(ImageRefused {
+            reason: "InvalidImageName",
+            message,
+        });
     }
     let present = resolve(host, name);
     let policy = PullPolicy::of(container);
     match (policy, present) {
         (PullPolicy::Never | PullPolicy::IfNotPresent, Some(image)) => {
             let message = format!("Container image {name:?} already present on machine");
-            host.events.pod(pod, Some(&container.name), Kind::Normal, "Pulled", message);
+            host.events
+                .pod(pod, Some(&container.name), Kind::Normal, "Pulled", message);
             Ok(facts(image))
         }
         (PullPolicy::Never, None) => {
             let message = format!("Container image {name:?} is not present with pull policy of Never");
-            host.events.pod(pod, Some(&container.name), Kind::Warning, "ErrImageNeverPull", message.clone());
-            Err(ImageRefused { reason: "ErrImageNeverPull", message })
+            host.events.pod(
+                pod,
+                Some(&container.name),
+                Kind::Warning,
+                "ErrImageNeverPull",
+                message.clone(),
+            );
+            Err(ImageRefused {
+                reason: "ErrImageNeverPull",
+                message,
+            })
         }
         (_, present) => pull(host, pod, container, name, present.is_some()).await,
     }
@@ -104,7 +123,11 @@ async fn pull(
     let credentials = credentials(host, pod, name).await;
     match host.images.pull(name, credentials).await {
         Ok(image) => {
-            tell(Kind::Normal, "Pulled", format!("Successfully pulled image {name:?} in {:.3?}", begun.elapsed()));
+            tell(
+                Kind::Normal,
+                "Pulled",
+                format!("Successfully pulled image {name:?} in {:.3?}", begun.elapsed()),
+            );
             Ok(facts(image))
         }
         Err(error) => {
@@ -117,7 +140,10 @@ async fn pull(
             }
             tell(Kind::Warning, "Failed", message.clone());
             tell(Kind::Warning, "Failed", "Error: ErrImagePull".to_owned());
-            Err(ImageRefused { reason: "ErrImagePull", message })
+            Err(ImageRefused {
+                reason: "ErrImagePull",
+                message,
+            })
         }
     }
 }
@@ -154,9 +180,16 @@ fn resolve(host: &Host, name: &str) -> Option<Image> {
 
 fn facts(image: Image) -> ImageFacts {
     let config = image.config.config().clone().unwrap_or_default();
-    let working_dir = config.working_dir().clone().filter(|dir| !dir.is_empty()).unwrap_or_else(|| "/".to_owned());
+    let working_dir = config
+        .working_dir()
+        .clone()
+        .filter(|dir| !dir.is_empty())
+        .unwrap_or_else(|| "/".to_owned());
     ImageFacts {
-        id: image.digests.first().map_or_else(|| image.id.to_string(), ToString::to_string),
+        id: image
+            .digests
+            .first()
+            .map_or_else(|| image.id.to_string(), ToString::to_string),
         entrypoint: config.entrypoint().clone().unwrap_or_default(),
         cmd: config.cmd().clone().unwrap_or_default(),
         env: config.env().clone().unwrap_or_default(),
@@ -170,14 +203,29 @@ fn facts(image: Image) -> ImageFacts {
 /// What the pod's pull secrets say about the registry of `name`.
 async fn credentials(host: &Host, pod: &Pod, name: &str) -> Option<Credentials> {
     let spec = pod.spec.as_ref()?;
-    let names = spec.image_pull_secrets.iter().flatten().map(|reference| reference.name.clone());
-    let references = References { secrets: names.collect(), ..References::default() };
+    let names = spec
+        .image_pull_secrets
+        .iter()
+        .flatten()
+        .map(|reference| reference.name.clone());
+    let references = References {
+        secrets: names.collect(),
+        ..References::default()
+    };
     if references.secrets.is_empty() {
         return None;
     }
-    let held = host.objects.fetch(pod.metadata.namespace.as_deref()?, &references).await.ok()?;
+    let held = host
+        .objects
+        .fetch(pod.metadata.namespace.as_deref()?, &references)
+        .await
+        .ok()?;
     let registry = name.parse::<Reference>().ok()?.registry().to_owned();
-    held.objects.secrets.values().flatten().find_map(|secret| registry_login(secret, &registry))
+    held.objects
+        .secrets
+        .values()
+        .flatten()
+        .find_map(|secret| registry_login(secret, &registry))
         .map(|(username, password)| Credentials { username, password })
 }
 
@@ -188,12 +236,17 @@ fn registry_login(secret: &Secret, registry: &str) -> Option<(String, String)> {
         Some(bytes) => serde_json::from_slice::<Value>(&bytes.0).ok()?["auths"].take(),
         None => serde_json::from_slice(&data.get(".dockercfg")?.0).ok()?,
     };
-    let (_, entry) = parsed.as_object()?.iter().find(|(host, _)| registry_of(host) == registry_of(registry))?;
+    let (_, entry) = parsed
+        .as_object()?
+        .iter()
+        .find(|(host, _)| registry_of(host) == registry_of(registry))?;
     if let (Some(user), Some(password)) = (entry["username"].as_str(), entry["password"].as_str()) {
         return Some((user.to_owned(), password.to_owned()));
     }
     let decoded = String::from_utf8(STANDARD.decode(entry["auth"].as_str()?).ok()?).ok()?;
-    decoded.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned()))
+    decoded
+        .split_once(':')
+        .map(|(user, password)| (user.to_owned(), password.to_owned()))
 }
 
 /// `https://index.docker.io/v1/` and `docker.io` are the same registry.
@@ -226,9 +279,16 @@ mod tests {
     fn pull_secrets_name_registries_in_many_ways() {
         let config = json!({"auths": {"https://index.docker.io/v1/": {"auth": STANDARD.encode("me:se:cret")},
             "reg.example:5000": {"username": "u", "password": "p"}}});
-        let secret: Secret = from_value(json!({"data": {".dockerconfigjson": STANDARD.encode(config.to_string())}})).unwrap();
-        assert_eq!(registry_login(&secret, "docker.io"), Some(("me".into(), "se:cret".into())));
-        assert_eq!(registry_login(&secret, "reg.example:5000"), Some(("u".into(), "p".into())));
+        let secret: Secret =
+            from_value(json!({"data": {".dockerconfigjson": STANDARD.encode(config.to_string())}})).unwrap();
+        assert_eq!(
+            registry_login(&secret, "docker.io"),
+            Some(("me".into(), "se:cret".into()))
+        );
+        assert_eq!(
+            registry_login(&secret, "reg.example:5000"),
+            Some(("u".into(), "p".into()))
+        );
         assert_eq!(registry_login(&secret, "other"), None);
     }
 }

@@ -34,14 +34,20 @@ impl Manager {
     pub async fn adopt(host: Arc<Host>) -> Result<Self, String> {
         let root = host.config.records_dir();
         let list = host.warden.list().await.map_err(|error| error.to_string())?;
-        let same_boot = record::of_this_boot(&root).map_err(|error| format!("preparing {}: {error}", root.display()))?;
+        let same_boot =
+            record::of_this_boot(&root).map_err(|error| format!("preparing {}: {error}", root.display()))?;
         if !same_boot {
             forget_all(&host)?;
         }
         directory::ensure_memory(&host.config.memory_dir())
             .map_err(|error| format!("preparing {}: {error}", host.config.memory_dir().display()))?;
         let (done_sender, done) = mpsc::unbounded_channel();
-        let mut manager = Manager { host, workers: HashMap::new(), done, done_sender };
+        let mut manager = Manager {
+            host,
+            workers: HashMap::new(),
+            done,
+            done_sender,
+        };
         let uids = record::uids(&root);
         manager.remove_strays(&uids, &list).await;
         let mut alive = BTreeSet::new();
@@ -52,7 +58,13 @@ impl Manager {
                     for id in adopt::strays(&uid, &state, &list) {
                         manager.remove_container(&uid, id).await;
                     }
-                    alive.extend(state.containers.values().filter(|c| c.is_running()).filter_map(|c| c.id.clone()));
+                    alive.extend(
+                        state
+                            .containers
+                            .values()
+                            .filter(|c| c.is_running())
+                            .filter_map(|c| c.id.clone()),
+                    );
                     manager.spawn(remembered.pod, state);
                 }
                 None => manager.remove_pod(&uid).await,
@@ -183,7 +195,9 @@ impl Manager {
 fn forget_all(host: &Host) -> Result<(), String> {
     for uid in record::uids(&host.config.records_dir()) {
         sandbox::tear_down(host, &uid)?;
-        host.records(&uid).remove().map_err(|error| format!("removing the records of pod {uid}: {error}"))?;
+        host.records(&uid)
+            .remove()
+            .map_err(|error| format!("removing the records of pod {uid}: {error}"))?;
     }
     Ok(())
 }

@@ -51,7 +51,10 @@ impl Entry {
     /// The object once it is known.
     async fn get(&self) -> Result<Option<Arc<Value>>, ClientError> {
         let mut value = self.value.clone();
-        let known = value.wait_for(|known| !matches!(known, Known::Unknown)).await.map(|known| known.clone());
+        let known = value
+            .wait_for(|known| !matches!(known, Known::Unknown))
+            .await
+            .map(|known| known.clone());
         match known {
             Ok(Known::State(state)) => Ok(state),
             Ok(Known::Failed(error)) => Err(error),
@@ -82,16 +85,32 @@ impl ObjectCache {
     /// An empty cache over `api`.
     #[must_use]
     pub fn new(api: Arc<dyn Api>) -> Self {
-        ObjectCache { api, entries: Mutex::default() }
+        ObjectCache {
+            api,
+            entries: Mutex::default(),
+        }
     }
 
     /// Fetches all that `references` name in `namespace`.
     pub async fn fetch(&self, namespace: &str, references: &References) -> Result<Held, ClientError> {
-        let maps: Vec<_> = references.config_maps.iter().map(|name| (name, self.entry("configmaps", namespace, name))).collect();
-        let secrets: Vec<_> = references.secrets.iter().map(|name| (name, self.entry("secrets", namespace, name))).collect();
-        let mut held = Held { objects: Objects::default(), entries: Vec::new() };
+        let maps: Vec<_> = references
+            .config_maps
+            .iter()
+            .map(|name| (name, self.entry("configmaps", namespace, name)))
+            .collect();
+        let secrets: Vec<_> = references
+            .secrets
+            .iter()
+            .map(|name| (name, self.entry("secrets", namespace, name)))
+            .collect();
+        let mut held = Held {
+            objects: Objects::default(),
+            entries: Vec::new(),
+        };
         for (name, entry) in maps {
-            held.objects.config_maps.insert(name.clone(), decode(entry.get().await?)?);
+            held.objects
+                .config_maps
+                .insert(name.clone(), decode(entry.get().await?)?);
             held.entries.push(entry);
         }
         for (name, entry) in secrets {
@@ -154,6 +173,9 @@ fn decode<T: DeserializeOwned>(value: Option<Arc<Value>>) -> Result<Option<Arc<T
     let Some(value) = value else { return Ok(None) };
     match T::deserialize(&*value) {
         Ok(object) => Ok(Some(Arc::new(object))),
-        Err(error) => Err(ClientError { status: None, what: format!("decoding an object of the API: {error}") }),
+        Err(error) => Err(ClientError {
+            status: None,
+            what: format!("decoding an object of the API: {error}"),
+        }),
     }
 }

@@ -56,7 +56,12 @@ impl Timing {
     #[must_use]
     pub fn of(probe: &Probe) -> Self {
         let seconds = |value: Option<i32>, default: u64, least: u64| {
-            Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v >= least).unwrap_or(default))
+            Duration::from_secs(
+                value
+                    .and_then(|v| u64::try_from(v).ok())
+                    .filter(|v| *v >= least)
+                    .unwrap_or(default),
+            )
         };
         Timing {
             initial_delay: seconds(probe.initial_delay_seconds, 0, 0),
@@ -89,7 +94,12 @@ impl Counter {
     /// For `probe` of `kind`.
     #[must_use]
     pub fn new(kind: ProbeKind, probe: &Probe) -> Self {
-        let threshold = |value: Option<i32>, default| value.and_then(|v| u32::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default);
+        let threshold = |value: Option<i32>, default| {
+            value
+                .and_then(|v| u32::try_from(v).ok())
+                .filter(|v| *v > 0)
+                .unwrap_or(default)
+        };
         let success = threshold(probe.success_threshold, 1);
         Counter {
             success_threshold: if kind == ProbeKind::Readiness { success } else { 1 },
@@ -102,7 +112,11 @@ impl Counter {
 
     /// Notes one result; a verdict that differs from the last one given.
     pub fn observe(&mut self, success: bool) -> Option<Verdict> {
-        self.run = if self.last == Some(success) { self.run.saturating_add(1) } else { 1 };
+        self.run = if self.last == Some(success) {
+            self.run.saturating_add(1)
+        } else {
+            1
+        };
         self.last = Some(success);
         let (threshold, verdict) = if success {
             (self.success_threshold, Verdict::Succeeded)
@@ -139,13 +153,24 @@ mod tests {
         assert_eq!(verdicts(ProbeKind::Readiness, defaults, "---+-+---"), "..FS....F");
         let strict = json!({"successThreshold": 2, "failureThreshold": 1});
         assert_eq!(verdicts(ProbeKind::Readiness, strict.clone(), "+-++-"), ".F.SF");
-        assert_eq!(verdicts(ProbeKind::Startup, strict, "+"), "S", "only readiness may ask for more than one success");
+        assert_eq!(
+            verdicts(ProbeKind::Startup, strict, "+"),
+            "S",
+            "only readiness may ask for more than one success"
+        );
     }
 
     #[test]
     fn times_have_the_documented_defaults() {
         let timing = Timing::of(&from_value(json!({"timeoutSeconds": 0, "periodSeconds": 3})).unwrap());
         let seconds = Duration::from_secs;
-        assert_eq!(timing, Timing { initial_delay: seconds(0), period: seconds(3), timeout: seconds(1) });
+        assert_eq!(
+            timing,
+            Timing {
+                initial_delay: seconds(0),
+                period: seconds(3),
+                timeout: seconds(1)
+            }
+        );
     }
 }

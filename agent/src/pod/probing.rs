@@ -35,11 +35,14 @@ pub struct Prober {
 impl Prober {
     /// Probes until a verdict that ends it, or until it is aborted.
     pub async fn run(self) {
-        let Some(handler) = Handler::of_probe(&self.probe) else { return };
+        let Some(handler) = Handler::of_probe(&self.probe) else {
+            return;
+        };
         let timing = Timing::of(&self.probe);
         let mut counter = Counter::new(self.kind, &self.probe);
         let age = Duration::try_from(Timestamp::now().duration_since(self.since)).unwrap_or_default();
-        let mut ticks = tokio::time::interval_at(Instant::now() + timing.initial_delay.saturating_sub(age), timing.period);
+        let mut ticks =
+            tokio::time::interval_at(Instant::now() + timing.initial_delay.saturating_sub(age), timing.period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -47,7 +50,9 @@ impl Prober {
             if let Err(message) = &result {
                 self.tell(message);
             }
-            let Some(verdict) = counter.observe(result.is_ok()) else { continue };
+            let Some(verdict) = counter.observe(result.is_ok()) else {
+                continue;
+            };
             let news = Message::Probed {
                 container: self.target.container.name.clone(),
                 id: self.target.id.clone(),
@@ -67,6 +72,12 @@ impl Prober {
 
     fn tell(&self, message: &str) {
         let text = format!("{} probe failed: {message}", self.kind.as_str());
-        self.host.events.pod(&self.pod, Some(&self.target.container.name), Kind::Warning, "Unhealthy", text);
+        self.host.events.pod(
+            &self.pod,
+            Some(&self.target.container.name),
+            Kind::Warning,
+            "Unhealthy",
+            text,
+        );
     }
 }

@@ -55,7 +55,12 @@ impl Publisher {
     /// Takes over conditions that others write.
     pub fn observe(&mut self, pod: &Pod) {
         let scheduled = |status: &PodStatus| {
-            status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled").cloned()
+            status
+                .conditions
+                .iter()
+                .flatten()
+                .find(|condition| condition.type_ == "PodScheduled")
+                .cloned()
         };
         if let Some(theirs) = pod.status.as_ref().and_then(scheduled)
             && scheduled(&self.sent).as_ref() != Some(&theirs)
@@ -143,14 +148,22 @@ pub async fn finish(host: &Host, pod: &Pod, last: Option<Value>) {
     let mut last = last;
     let mut delay = RETRY.0;
     let meta = &pod.metadata;
-    let path = api::path(meta.namespace.as_deref().unwrap_or_default(), "pods", meta.name.as_deref().unwrap_or_default());
+    let path = api::path(
+        meta.namespace.as_deref().unwrap_or_default(),
+        "pods",
+        meta.name.as_deref().unwrap_or_default(),
+    );
     let options = json!({
         "apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
         "preconditions": {"uid": meta.uid},
     });
     loop {
         if let Some(patch) = last.take() {
-            match host.api.patch(status_path(pod), PatchKind::Strategic, patch.clone()).await {
+            match host
+                .api
+                .patch(status_path(pod), PatchKind::Strategic, patch.clone())
+                .await
+            {
                 Err(error) if error.status.is_none() => last = Some(patch),
                 _ => {}
             }
@@ -169,7 +182,11 @@ pub async fn finish(host: &Host, pod: &Pod, last: Option<Value>) {
 
 fn status_path(pod: &Pod) -> String {
     let meta = &pod.metadata;
-    let path = api::path(meta.namespace.as_deref().unwrap_or_default(), "pods", meta.name.as_deref().unwrap_or_default());
+    let path = api::path(
+        meta.namespace.as_deref().unwrap_or_default(),
+        "pods",
+        meta.name.as_deref().unwrap_or_default(),
+    );
     format!("{path}/status")
 }
 
@@ -207,7 +224,11 @@ fn same(status: &PodStatus, sent: &PodStatus) -> bool {
 
 /// Whether the status only says that the pod is on its way.
 fn only_coming(status: &PodStatus) -> bool {
-    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let all = status
+        .container_statuses
+        .iter()
+        .chain(&status.init_container_statuses)
+        .flatten();
     let coming = |reason: Option<&str>| matches!(reason, Some("ContainerCreating" | "PodInitializing"));
     status.phase.as_deref() == Some("Pending")
         && all.into_iter().all(|container| {
@@ -222,15 +243,23 @@ mod tests {
     use serde_json::from_value;
 
     fn status(phase: &str, state: Value) -> PodStatus {
-        from_value(json!({"phase": phase, "containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": false,
-            "restartCount": 0, "state": state}]}))
+        from_value(
+            json!({"phase": phase, "containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": false,
+            "restartCount": 0, "state": state}]}),
+        )
         .unwrap()
     }
 
     #[test]
     fn only_a_pod_without_news_is_held_back() {
-        assert!(only_coming(&status("Pending", json!({"waiting": {"reason": "ContainerCreating"}}))));
-        assert!(!only_coming(&status("Pending", json!({"waiting": {"reason": "ErrImagePull"}}))));
+        assert!(only_coming(&status(
+            "Pending",
+            json!({"waiting": {"reason": "ContainerCreating"}})
+        )));
+        assert!(!only_coming(&status(
+            "Pending",
+            json!({"waiting": {"reason": "ErrImagePull"}})
+        )));
         assert!(!only_coming(&status("Running", json!({"running": {}}))));
         assert!(!only_coming(&status("Pending", json!({"terminated": {"exitCode": 0}}))));
     }
@@ -239,7 +268,9 @@ mod tests {
     fn conditions_of_others_make_no_difference() {
         let own = status("Running", json!({"running": {}}));
         let mut sent = own.clone();
-        sent.conditions = Some(vec![from_value(json!({"type": "example.com/gate", "status": "True"})).unwrap()]);
+        sent.conditions = Some(vec![
+            from_value(json!({"type": "example.com/gate", "status": "True"})).unwrap(),
+        ]);
         assert!(same(&own, &sent));
         assert!(!same(&status("Pending", json!({"running": {}})), &sent));
     }

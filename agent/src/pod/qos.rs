@@ -71,7 +71,9 @@ pub fn oom_score_adj(class: QosClass, container: &Container, node_memory: i64) -
         QosClass::Guaranteed => -997,
         QosClass::BestEffort => 1000,
         QosClass::Burstable => {
-            let requested = request(container, "memory").or(limit(container, "memory")).map_or(0, Amount::value);
+            let requested = request(container, "memory")
+                .or(limit(container, "memory"))
+                .map_or(0, Amount::value);
             let share = i128::from(requested) * 1000 / i128::from(node_memory.max(1));
             i32::try_from((1000 - share).clamp(3, 999)).unwrap_or(999)
         }
@@ -93,8 +95,14 @@ mod tests {
             (json!({}), QosClass::BestEffort),
             (json!({"requests": {"cpu": "1"}}), QosClass::Burstable),
             (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), QosClass::Guaranteed),
-            (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m"}}), QosClass::Guaranteed),
-            (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), QosClass::Burstable),
+            (
+                json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m"}}),
+                QosClass::Guaranteed,
+            ),
+            (
+                json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}),
+                QosClass::Burstable,
+            ),
             (json!({"limits": {"memory": "1Gi"}}), QosClass::Burstable),
         ] {
             assert_eq!(QosClass::of(&pod(resources.clone())), class, "{resources}");

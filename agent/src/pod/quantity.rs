@@ -55,7 +55,11 @@ impl Amount {
     /// How many times `divisor` fits, rounded up: what a `resourceFieldRef` yields.
     #[must_use]
     pub fn divided_by(self, divisor: Amount) -> i64 {
-        if divisor.0 <= 0 { self.value() } else { clamp(ceil_div(self.0, divisor.0)) }
+        if divisor.0 <= 0 {
+            self.value()
+        } else {
+            clamp(ceil_div(self.0, divisor.0))
+        }
     }
 
     /// Whether the quantity is zero.
@@ -99,7 +103,11 @@ fn scale(suffix: &str) -> Option<i128> {
         "Pi" => binary(5),
         "Ei" => binary(6),
         exponent => {
-            let power: i32 = exponent.strip_prefix('e').or_else(|| exponent.strip_prefix('E'))?.parse().ok()?;
+            let power: i32 = exponent
+                .strip_prefix('e')
+                .or_else(|| exponent.strip_prefix('E'))?
+                .parse()
+                .ok()?;
             decimal(u32::try_from(power.checked_add(9)?).ok()?)
         }
     }
@@ -119,9 +127,14 @@ mod tests {
 
     #[test]
     fn quantities_parse_as_kubernetes_reads_them() {
-        for (text, milli) in
-            [("100m", 100), ("1", 1000), ("0.5", 500), ("1.5Gi", 1_610_612_736_000), ("2e3", 2_000_000), ("1k", 1_000_000)]
-        {
+        for (text, milli) in [
+            ("100m", 100),
+            ("1", 1000),
+            ("0.5", 500),
+            ("1.5Gi", 1_610_612_736_000),
+            ("2e3", 2_000_000),
+            ("1k", 1_000_000),
+        ] {
             assert_eq!(Amount::parse(text).map(Amount::milli), Some(milli), "{text}");
         }
         assert_eq!(Amount::parse("1n").map(Amount::milli), Some(1), "rounds up");

@@ -113,14 +113,22 @@ impl Records {
         let pod = read(&self.dir.join(POD))?;
         let sandbox = read(&self.dir.join(SANDBOX)).unwrap_or_default();
         let mut containers = BTreeMap::new();
-        for entry in fs::read_dir(self.dir.join("containers")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.dir.join("containers"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let name = entry.file_name();
             let name = name.to_str().and_then(|name| name.strip_suffix(".json"));
             if let (Some(name), Some(state)) = (name, read(&entry.path())) {
                 containers.insert(name.to_owned(), state);
             }
         }
-        Some(Remembered { pod, sandbox, containers })
+        Some(Remembered {
+            pod,
+            sandbox,
+            containers,
+        })
     }
 
     /// Removes everything.
@@ -134,7 +142,9 @@ impl Records {
 pub fn uids(root: &Path) -> Vec<String> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    directories.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    directories
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
 }
 
 /// Whether the records below `root` are of this boot; notes this boot for the next call.
@@ -179,8 +189,18 @@ mod tests {
             start_time: Timestamp::from_second(1_800_000_000).unwrap(),
             ips: Some(vec!["10.244.0.3".parse().unwrap()]),
         };
-        let phase = Phase::Running { started_at: sandbox.start_time, started: true, ready: true, killing: false };
-        let state = ContainerState { attempt: 3, id: Some("c".into()), phase, ..ContainerState::default() };
+        let phase = Phase::Running {
+            started_at: sandbox.start_time,
+            started: true,
+            ready: true,
+            killing: false,
+        };
+        let state = ContainerState {
+            attempt: 3,
+            id: Some("c".into()),
+            phase,
+            ..ContainerState::default()
+        };
         records.write_pod(&pod).unwrap();
         records.write_sandbox(&sandbox).unwrap();
         records.write_container("a", &state).unwrap();

@@ -88,7 +88,11 @@ impl References {
         if let Some(name) = volume.secret.as_ref().and_then(|source| source.secret_name.clone()) {
             self.secrets.insert(name);
         }
-        for projection in volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()) {
+        for projection in volume
+            .projected
+            .iter()
+            .flat_map(|projected| projected.sources.iter().flatten())
+        {
             if let Some(source) = &projection.config_map {
                 self.config_maps.insert(source.name.clone());
             }

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::Container;
 use serde_json::{Map, Value, json};
 
-use super::quantity::Amount;
 use super::qos::{limit, request};
+use super::quantity::Amount;
 
 /// Processes and threads a container may have.
 pub const PIDS_MAX: i64 = 4096;
@@ -44,8 +44,12 @@ pub fn compute(container: &Container, controllers: &BTreeSet<String>) -> Resourc
     }
     if let Some(bytes) = limit(container, "memory").map(Amount::value).filter(|bytes| *bytes > 0) {
         if controllers.contains("memory") {
-            resources.value.insert("memory".into(), json!({"limit": bytes, "swap": bytes}));
-            resources.value.insert("unified".into(), json!({"memory.oom.group": "1"}));
+            resources
+                .value
+                .insert("memory".into(), json!({"limit": bytes, "swap": bytes}));
+            resources
+                .value
+                .insert("unified".into(), json!({"memory.oom.group": "1"}));
         } else {
             resources.missing.push("memory");
         }
@@ -81,9 +85,14 @@ mod tests {
 
     #[test]
     fn limits_become_cgroup_settings() {
-        let resources =
-            of(json!({"limits": {"cpu": "500m", "memory": "64Mi"}, "requests": {"cpu": "250m"}}), &["cpu", "memory", "pids"]);
-        assert_eq!(resources.value["cpu"], json!({"shares": 256, "quota": 50_000, "period": 100_000}));
+        let resources = of(
+            json!({"limits": {"cpu": "500m", "memory": "64Mi"}, "requests": {"cpu": "250m"}}),
+            &["cpu", "memory", "pids"],
+        );
+        assert_eq!(
+            resources.value["cpu"],
+            json!({"shares": 256, "quota": 50_000, "period": 100_000})
+        );
         assert_eq!(resources.value["memory"]["limit"], 64 << 20);
         assert_eq!(resources.value["pids"]["limit"], PIDS_MAX);
         assert!(resources.missing.is_empty());
@@ -94,6 +103,9 @@ mod tests {
         let resources = of(json!({"limits": {"cpu": "1", "memory": "64Mi"}}), &["pids"]);
         assert_eq!(resources.missing, ["cpu", "memory"]);
         assert_eq!(resources.value.keys().collect::<Vec<_>>(), ["pids"]);
-        assert!(of(json!({}), &[]).missing.is_empty(), "nothing asked for, nothing missed");
+        assert!(
+            of(json!({}), &[]).missing.is_empty(),
+            "nothing asked for, nothing missed"
+        );
     }
 }

@@ -63,9 +63,15 @@ pub async fn prepare(host: &Arc<Host>, pod: &Arc<Pod>) -> Result<Prepared, Failu
     };
     let volumes = feed(host, pod, true);
     let (network, volumes) = tokio::join!(network, volumes);
-    let sandbox = |message: String| Failure { reason: "FailedCreatePodSandBox", message };
+    let sandbox = |message: String| Failure {
+        reason: "FailedCreatePodSandBox",
+        message,
+    };
     let ips = network.map_err(|error| sandbox(error.to_string()))?.map_err(sandbox)?;
-    let fed = volumes.map_err(|message| Failure { reason: "FailedMount", message })?;
+    let fed = volumes.map_err(|message| Failure {
+        reason: "FailedMount",
+        message,
+    })?;
     Ok(Prepared { ips, fed })
 }
 
@@ -78,13 +84,28 @@ pub async fn feed(host: &Arc<Host>, pod: &Arc<Pod>, first: bool) -> Result<Fed, 
     let (tokens, renew_at) = tokens?;
     let (host, pod, objects) = (Arc::clone(host), Arc::clone(pod), held.objects);
     let written = tokio::task::spawn_blocking(move || {
-        let sources = Sources { pod: &pod, node: &host.facts, objects: &objects, tokens: &tokens };
+        let sources = Sources {
+            pod: &pod,
+            node: &host.facts,
+            objects: &objects,
+            tokens: &tokens,
+        };
         let dirs = host.volumes(pod.metadata.uid.as_deref().unwrap_or_default());
         let now = Timestamp::now();
-        if first { dirs.set_up(&pod, &sources, now) } else { dirs.refresh(&pod, &sources, now).map(drop) }
+        if first {
+            dirs.set_up(&pod, &sources, now)
+        } else {
+            dirs.refresh(&pod, &sources, now).map(drop)
+        }
     });
-    written.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-    Ok(Fed { entries: held.entries, renew_at })
+    written
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())?;
+    Ok(Fed {
+        entries: held.entries,
+        renew_at,
+    })
 }
 
 /// Asks for every token that the volumes need; and when to ask again.
@@ -107,9 +128,17 @@ async fn tokens(host: &Host, pod: &Pod) -> Result<(BTreeMap<TokenKey, String>, O
 
 async fn request_token(host: &Host, pod: &Pod, key: &TokenKey) -> Result<(String, Timestamp), String> {
     let meta = &pod.metadata;
-    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
+    let account = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.service_account_name.as_deref())
+        .unwrap_or("default");
     let namespace = meta.namespace.as_deref().unwrap_or_default();
-    let audiences = if key.audience.is_empty() { json!([]) } else { json!([key.audience]) };
+    let audiences = if key.audience.is_empty() {
+        json!([])
+    } else {
+        json!([key.audience])
+    };
     let request = json!({
         "apiVersion": "authentication.k8s.io/v1",
         "kind": "TokenRequest",
@@ -123,9 +152,16 @@ async fn request_token(host: &Host, pod: &Pod, key: &TokenKey) -> Result<(String
     let answer = host.api.create(path, request).await;
     let answer = answer.map_err(|error| format!("failed to fetch token for service account {account}: {error}"))?;
     let status = &answer["status"];
-    let token = status["token"].as_str().ok_or("the API server answered a TokenRequest without a token")?;
-    let expires = status["expirationTimestamp"].as_str().and_then(|text| text.parse().ok());
-    Ok((token.to_owned(), expires.unwrap_or_else(|| Timestamp::now() + Duration::from_secs(600))))
+    let token = status["token"]
+        .as_str()
+        .ok_or("the API server answered a TokenRequest without a token")?;
+    let expires = status["expirationTimestamp"]
+        .as_str()
+        .and_then(|text| text.parse().ok());
+    Ok((
+        token.to_owned(),
+        expires.unwrap_or_else(|| Timestamp::now() + Duration::from_secs(600)),
+    ))
 }
 
 /// Namespaces, network, shared memory and the node's files. Blocks.
@@ -135,14 +171,19 @@ fn connect(host: &Host, pod: &Pod) -> Result<Vec<IpAddr>, String> {
     let kinds = namespace_kinds(pod);
     let mut ips = vec![host.ip];
     if !kinds.is_empty() {
-        let pinned = Pinned::create(&host.namespaces(uid), &kinds, Some(&hostname)).map_err(|error| error.to_string())?;
+        let pinned =
+            Pinned::create(&host.namespaces(uid), &kinds, Some(&hostname)).map_err(|error| error.to_string())?;
         if kinds.contains(&Kind::Net) {
-            let address = host.network.setup(uid, &pinned.path(Kind::Net)).map_err(|error| error.to_string())?;
+            let address = host
+                .network
+                .setup(uid, &pinned.path(Kind::Net))
+                .map_err(|error| error.to_string())?;
             ips = vec![IpAddr::V4(address.ip)];
         }
     }
     let records = host.records(uid);
-    write_etc(host, pod, &records.etc(), &hostname, &ips).map_err(|error| format!("writing the pod's /etc files: {error}"))?;
+    write_etc(host, pod, &records.etc(), &hostname, &ips)
+        .map_err(|error| format!("writing the pod's /etc files: {error}"))?;
     if kinds.contains(&Kind::Ipc) {
         make_shm(&records.shm()).map_err(|error| format!("mounting the pod's /dev/shm: {error}"))?;
     }
@@ -154,9 +195,15 @@ fn write_etc(host: &Host, pod: &Pod, dir: &Path, hostname: &str, ips: &[IpAddr])
     let own = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let domain = &host.config.cluster_domain;
     fs::write(dir.join("hostname"), format!("{hostname}\n"))?;
-    fs::write(dir.join("hosts"), etc::hosts(pod, hostname, ips, &own("/etc/hosts"), domain))?;
+    fs::write(
+        dir.join("hosts"),
+        etc::hosts(pod, hostname, ips, &own("/etc/hosts"), domain),
+    )?;
     let dns = IpAddr::V4(host.config.cluster_dns);
-    fs::write(dir.join("resolv.conf"), etc::resolv_conf(pod, dns, domain, &own("/etc/resolv.conf")))
+    fs::write(
+        dir.join("resolv.conf"),
+        etc::resolv_conf(pod, dns, domain, &own("/etc/resolv.conf")),
+    )
 }
 
 fn make_shm(path: &Path) -> std::io::Result<()> {
@@ -187,7 +234,11 @@ pub fn namespaces(host: &Host, pod: &Pod) -> Namespaces {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let pinned = Pinned::open(&host.namespaces(uid));
     let kinds = namespace_kinds(pod);
-    let path = |kind: Kind| kinds.contains(&kind).then(|| pinned.path(kind).to_string_lossy().into_owned());
+    let path = |kind: Kind| {
+        kinds
+            .contains(&kind)
+            .then(|| pinned.path(kind).to_string_lossy().into_owned())
+    };
     Namespaces {
         network: path(Kind::Net),
         ipc: path(Kind::Ipc),
@@ -199,10 +250,15 @@ pub fn namespaces(host: &Host, pod: &Pod) -> Namespaces {
 /// Takes everything of the pod's sandbox away; what is not there is fine. Blocks.
 pub fn tear_down(host: &Host, uid: &str) -> Result<(), String> {
     host.network.teardown(uid).map_err(|error| error.to_string())?;
-    Pinned::open(&host.namespaces(uid)).remove().map_err(|error| error.to_string())?;
+    Pinned::open(&host.namespaces(uid))
+        .remove()
+        .map_err(|error| error.to_string())?;
     let records = host.records(uid);
-    directory::unmount_below(records.dir()).map_err(|error| format!("unmounting {}: {error}", records.dir().display()))?;
-    host.volumes(uid).tear_down().map_err(|error| format!("removing the volumes of pod {uid}: {error}"))?;
+    directory::unmount_below(records.dir())
+        .map_err(|error| format!("unmounting {}: {error}", records.dir().display()))?;
+    host.volumes(uid)
+        .tear_down()
+        .map_err(|error| format!("removing the volumes of pod {uid}: {error}"))?;
     remove_pod_cgroup(host, uid);
     Ok(())
 }

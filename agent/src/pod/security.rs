@@ -46,17 +46,29 @@ impl Security {
         let inner = container.security_context.as_ref();
         let privileged = inner.and_then(|own| own.privileged).unwrap_or(false);
         let id = |value: Option<i64>| value.and_then(|id| u32::try_from(id).ok());
-        let mut groups: Vec<u32> =
-            outer.iter().flat_map(|o| o.supplemental_groups.iter().flatten()).filter_map(|g| id(Some(*g))).collect();
+        let mut groups: Vec<u32> = outer
+            .iter()
+            .flat_map(|o| o.supplemental_groups.iter().flatten())
+            .filter_map(|g| id(Some(*g)))
+            .collect();
         groups.extend(id(outer.and_then(|outer| outer.fs_group)));
         let user = Wanted {
-            uid: id(inner.and_then(|own| own.run_as_user).or(outer.and_then(|o| o.run_as_user))),
-            gid: id(inner.and_then(|own| own.run_as_group).or(outer.and_then(|o| o.run_as_group))),
+            uid: id(inner
+                .and_then(|own| own.run_as_user)
+                .or(outer.and_then(|o| o.run_as_user))),
+            gid: id(inner
+                .and_then(|own| own.run_as_group)
+                .or(outer.and_then(|o| o.run_as_group))),
             groups,
-            non_root: inner.and_then(|own| own.run_as_non_root).or(outer.and_then(|o| o.run_as_non_root)) == Some(true),
+            non_root: inner
+                .and_then(|own| own.run_as_non_root)
+                .or(outer.and_then(|o| o.run_as_non_root))
+                == Some(true),
             strict_groups: outer.and_then(|o| o.supplemental_groups_policy.as_deref()) == Some("Strict"),
         };
-        let profile = inner.and_then(|own| own.seccomp_profile.as_ref()).or(outer.and_then(|o| o.seccomp_profile.as_ref()));
+        let profile = inner
+            .and_then(|own| own.seccomp_profile.as_ref())
+            .or(outer.and_then(|o| o.seccomp_profile.as_ref()));
         let sysctls = outer.iter().flat_map(|o| o.sysctls.iter().flatten());
         Security {
             user,
@@ -65,8 +77,14 @@ impl Security {
             no_new_privileges: inner.and_then(|own| own.allow_privilege_escalation) == Some(false),
             read_only_root: inner.and_then(|own| own.read_only_root_filesystem).unwrap_or(false),
             masked: !privileged && inner.and_then(|own| own.proc_mount.as_deref()) != Some("Unmasked"),
-            seccomp: if privileged { Seccomp::Unconfined } else { seccomp(profile) },
-            sysctls: sysctls.map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
+            seccomp: if privileged {
+                Seccomp::Unconfined
+            } else {
+                seccomp(profile)
+            },
+            sysctls: sysctls
+                .map(|sysctl| (sysctl.name.clone(), sysctl.value.clone()))
+                .collect(),
         }
     }
 }
@@ -86,9 +104,17 @@ fn capabilities(container: &Container, privileged: bool) -> BTreeSet<String> {
     if privileged {
         return all();
     }
-    let change = container.security_context.as_ref().and_then(|own| own.capabilities.as_ref());
+    let change = container
+        .security_context
+        .as_ref()
+        .and_then(|own| own.capabilities.as_ref());
     let list = |chosen: Option<&Option<Vec<String>>>| -> Vec<String> {
-        chosen.into_iter().flatten().flatten().map(|name| canonical(name)).collect()
+        chosen
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|name| canonical(name))
+            .collect()
     };
     let (add, drop) = (list(change.map(|c| &c.add)), list(change.map(|c| &c.drop)));
     let is_all = |name: &String| name == "CAP_ALL";
@@ -108,7 +134,11 @@ fn capabilities(container: &Container, privileged: bool) -> BTreeSet<String> {
 
 fn canonical(name: &str) -> String {
     let upper = name.to_ascii_uppercase();
-    if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") }
+    if upper.starts_with("CAP_") {
+        upper
+    } else {
+        format!("CAP_{upper}")
+    }
 }
 
 #[cfg(test)]
@@ -125,7 +155,10 @@ mod tests {
 
     #[test]
     fn the_container_wins_over_the_pod() {
-        let both = of(json!({"runAsUser": 1, "fsGroup": 9, "supplementalGroups": [8]}), json!({"runAsUser": 2}));
+        let both = of(
+            json!({"runAsUser": 1, "fsGroup": 9, "supplementalGroups": [8]}),
+            json!({"runAsUser": 2}),
+        );
         assert_eq!(both.user.uid, Some(2));
         assert_eq!(both.user.groups, [8, 9]);
         assert_eq!(both.seccomp, Seccomp::Default);

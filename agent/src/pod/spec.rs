@@ -106,7 +106,13 @@ pub fn build(inputs: Inputs<'_>) -> Value {
         linux["devices"] = Value::Array(inputs.devices);
     }
     if !security.sysctls.is_empty() {
-        linux["sysctl"] = security.sysctls.iter().cloned().map(|(k, v)| (k, Value::String(v))).collect::<Map<_, _>>().into();
+        linux["sysctl"] = security
+            .sysctls
+            .iter()
+            .cloned()
+            .map(|(k, v)| (k, Value::String(v)))
+            .collect::<Map<_, _>>()
+            .into();
     }
     if let Some(filter) = inputs.seccomp {
         linux["seccomp"] = filter;
@@ -162,11 +168,26 @@ fn mounts(pod: Vec<Mount>, privileged: bool) -> Value {
     let mut all: Vec<(String, Value)> = Vec::new();
     let defaults = [
         ("/proc", "proc", "proc", vec!["nosuid", "noexec", "nodev"]),
-        ("/dev", "tmpfs", "tmpfs", vec!["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        ("/dev/pts", "devpts", "devpts", vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        (
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            vec!["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        (
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
         ("/dev/mqueue", "mqueue", "mqueue", vec!["nosuid", "noexec", "nodev"]),
         ("/sys", "sysfs", "sysfs", vec!["nosuid", "noexec", "nodev", access]),
-        ("/sys/fs/cgroup", "cgroup", "cgroup", vec!["nosuid", "noexec", "nodev", "relatime", access]),
+        (
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            vec!["nosuid", "noexec", "nodev", "relatime", access],
+        ),
     ];
     for (destination, kind, source, options) in defaults {
         if !pod.iter().any(|mount| mount.destination == destination) {
@@ -216,7 +237,10 @@ mod tests {
             terminal: false,
             user: &User::default(),
             security: &security,
-            namespaces: &Namespaces { network: Some("/run/net".into()), ..Namespaces::default() },
+            namespaces: &Namespaces {
+                network: Some("/run/net".into()),
+                ..Namespaces::default()
+            },
             mounts,
             devices: vec![],
             cgroup: "/hull/podu/c",
@@ -227,7 +251,12 @@ mod tests {
     }
 
     fn mount(destination: &str) -> Mount {
-        Mount { destination: destination.into(), source: "/s".into(), read_only: true, propagation: "rprivate" }
+        Mount {
+            destination: destination.into(),
+            source: "/s".into(),
+            read_only: true,
+            propagation: "rprivate",
+        }
     }
 
     #[test]
@@ -241,8 +270,16 @@ mod tests {
 
     #[test]
     fn volumes_come_after_what_they_lie_on_and_replace_defaults() {
-        let value = built(json!({}), vec![mount("/data/deep"), mount("/data"), mount("/dev/mqueue")]);
-        let places: Vec<&str> = value["mounts"].as_array().unwrap().iter().map(|m| m["destination"].as_str().unwrap()).collect();
+        let value = built(
+            json!({}),
+            vec![mount("/data/deep"), mount("/data"), mount("/dev/mqueue")],
+        );
+        let places: Vec<&str> = value["mounts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| m["destination"].as_str().unwrap())
+            .collect();
         let at = |place: &str| places.iter().position(|other| *other == place).unwrap();
         assert!(at("/data") < at("/data/deep"));
         assert!(at("/dev") < at("/dev/mqueue"));
@@ -260,8 +297,16 @@ mod tests {
     #[test]
     fn namespaces_are_joined_or_the_hosts() {
         let value = built(json!({}), vec![]);
-        let kinds: Vec<&str> =
-            value["linux"]["namespaces"].as_array().unwrap().iter().map(|n| n["type"].as_str().unwrap()).collect();
-        assert_eq!(kinds, ["mount", "cgroup", "pid", "network"], "ipc and uts stay the host's");
+        let kinds: Vec<&str> = value["linux"]["namespaces"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|n| n["type"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            kinds,
+            ["mount", "cgroup", "pid", "network"],
+            "ipc and uts stay the host's"
+        );
     }
 }

@@ -84,16 +84,25 @@ pub enum NotStarted {
 
 impl From<ImageRefused> for NotStarted {
     fn from(refused: ImageRefused) -> Self {
-        NotStarted::Refused { reason: refused.reason, message: refused.message }
+        NotStarted::Refused {
+            reason: refused.reason,
+            message: refused.message,
+        }
     }
 }
 
 fn config_error(message: impl Into<String>) -> NotStarted {
-    NotStarted::Refused { reason: "CreateContainerConfigError", message: message.into() }
+    NotStarted::Refused {
+        reason: "CreateContainerConfigError",
+        message: message.into(),
+    }
 }
 
 fn create_error(message: impl Into<String>) -> NotStarted {
-    NotStarted::Refused { reason: "CreateContainerError", message: message.into() }
+    NotStarted::Refused {
+        reason: "CreateContainerError",
+        message: message.into(),
+    }
 }
 
 impl Attempt {
@@ -128,14 +137,41 @@ impl Attempt {
         };
         let bundle = tokio::task::spawn_blocking(move || attempt.write_bundle());
         let missing_limits = bundle.await.map_err(|error| create_error(error.to_string()))??;
-        let failed = |message: String| NotStarted::Failed { message, image_id: image_id.clone() };
+        let failed = |message: String| NotStarted::Failed {
+            message,
+            image_id: image_id.clone(),
+        };
         self.host.warden.listen(&self.id, self.exits.clone());
-        self.host.warden.create(self.request()?).await.map_err(|error| failed(error.to_string()))?;
+        self.host
+            .warden
+            .create(self.request()?)
+            .await
+            .map_err(|error| failed(error.to_string()))?;
         let name = self.container.name.as_str();
-        self.host.events.pod(&self.pod, Some(name), Kind::Normal, "Created", format!("Created container: {name}"));
-        self.host.warden.start_container(&self.id).await.map_err(|error| failed(error.to_string()))?;
-        self.host.events.pod(&self.pod, Some(name), Kind::Normal, "Started", format!("Started container {name}"));
-        Ok(Started { at: Timestamp::now(), image_id, missing_limits })
+        self.host.events.pod(
+            &self.pod,
+            Some(name),
+            Kind::Normal,
+            "Created",
+            format!("Created container: {name}"),
+        );
+        self.host
+            .warden
+            .start_container(&self.id)
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        self.host.events.pod(
+            &self.pod,
+            Some(name),
+            Kind::Normal,
+            "Started",
+            format!("Started container {name}"),
+        );
+        Ok(Started {
+            at: Timestamp::now(),
+            image_id,
+            missing_limits,
+        })
     }
 
     async fn environment(&self) -> Result<Vec<(String, String)>, NotStarted> {
@@ -143,7 +179,12 @@ impl Attempt {
         let references = References::of_environment(&self.container);
         let held = self.host.objects.fetch(&namespace, &references).await;
         let held = held.map_err(|error| config_error(error.to_string()))?;
-        let links = self.pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
+        let links = self
+            .pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.enable_service_links)
+            .unwrap_or(true);
         let services = self.host.services.load();
         let services = env::service_variables(services.iter().map(|service| &**service), &namespace, links);
         let pod_ip = self.ips.first().map(ToString::to_string).unwrap_or_default();
@@ -217,7 +258,11 @@ impl Prepared {
             security: &security,
             namespaces: &sandbox::namespaces(&self.host, &self.pod),
             mounts,
-            devices: if security.privileged { host_devices() } else { Vec::new() },
+            devices: if security.privileged {
+                host_devices()
+            } else {
+                Vec::new()
+            },
             cgroup: &format!("/{}/pod{uid}/{}", self.host.config.cgroup_parent, self.id),
             resources: limits.value,
             oom_score_adj: qos::oom_score_adj(class, &self.container, self.host.facts.memory),
@@ -234,35 +279,58 @@ impl Prepared {
     }
 
     fn lookup(&self, name: &str) -> Option<&str> {
-        self.variables.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+        self.variables
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|(_, value)| value.as_str())
     }
 
     fn arguments(&self) -> Result<Vec<String>, NotStarted> {
         let list = |values: &Option<Vec<String>>| -> Vec<String> {
-            values.iter().flatten().map(|value| expand::expand(value, |name| self.lookup(name))).collect()
+            values
+                .iter()
+                .flatten()
+                .map(|value| expand::expand(value, |name| self.lookup(name)))
+                .collect()
         };
         let (own_command, own_args) = (list(&self.container.command), list(&self.container.args));
         let args = command::merge(&own_command, &own_args, &self.image.entrypoint, &self.image.cmd);
         if args.is_empty() {
-            return Err(create_error("no command specified: neither the pod nor the image names a program"));
+            return Err(create_error(
+                "no command specified: neither the pod nor the image names a program",
+            ));
         }
         Ok(args)
     }
 
     fn working_directory(&self) -> String {
-        let own = self.container.working_dir.clone().filter(|directory| !directory.is_empty());
+        let own = self
+            .container
+            .working_dir
+            .clone()
+            .filter(|directory| !directory.is_empty());
         let directory = own.unwrap_or_else(|| self.image.working_dir.clone());
-        if directory.starts_with('/') { directory } else { format!("/{directory}") }
+        if directory.starts_with('/') {
+            directory
+        } else {
+            format!("/{directory}")
+        }
     }
 
     fn seccomp(&self, seccomp: &Seccomp) -> Result<Option<Value>, NotStarted> {
         let local = match seccomp {
             Seccomp::Localhost(path) => {
                 let full = self.host.config.data_dir.join("seccomp").join(path);
-                if Path::new(path).components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
-                    return Err(config_error(format!("seccomp profile {path:?} must be relative and without ..")));
+                if Path::new(path)
+                    .components()
+                    .any(|part| !matches!(part, std::path::Component::Normal(_)))
+                {
+                    return Err(config_error(format!(
+                        "seccomp profile {path:?} must be relative and without .."
+                    )));
                 }
-                let bytes = fs::read(&full).map_err(|error| config_error(format!("reading {}: {error}", full.display())))?;
+                let bytes =
+                    fs::read(&full).map_err(|error| config_error(format!("reading {}: {error}", full.display())))?;
                 let parsed = serde_json::from_slice(&bytes);
                 Some(parsed.map_err(|error| config_error(format!("parsing {}: {error}", full.display())))?)
             }
@@ -295,7 +363,13 @@ impl Prepared {
         }
         let message = records.termination_message(&self.id);
         make_message_file(&message).map_err(|error| create_error(format!("making {}: {error}", message.display())))?;
-        own.push(file(self.container.termination_message_path.as_deref().unwrap_or("/dev/termination-log"), message));
+        own.push(file(
+            self.container
+                .termination_message_path
+                .as_deref()
+                .unwrap_or("/dev/termination-log"),
+            message,
+        ));
         own.retain(|mount| !mounts.iter().any(|other| other.destination == mount.destination));
         mounts.extend(own);
         Ok(mounts)
@@ -305,7 +379,12 @@ impl Prepared {
         let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
         let volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
         let volume = volumes.into_iter().find(|volume| volume.name == mount.name);
-        let volume = volume.ok_or_else(|| config_error(format!("volume {:?} of the mount {} does not exist", mount.name, mount.mount_path)))?;
+        let volume = volume.ok_or_else(|| {
+            config_error(format!(
+                "volume {:?} of the mount {} does not exist",
+                mount.name, mount.mount_path
+            ))
+        })?;
         let place = self.host.volumes(uid).place(volume);
         let expression = mount.sub_path_expr.as_deref().filter(|text| !text.is_empty());
         let sub = match expression {
@@ -326,7 +405,11 @@ impl Prepared {
         };
         let destination = mount.mount_path.trim_end_matches('/');
         Ok(Mount {
-            destination: if destination.starts_with('/') { destination.to_owned() } else { format!("/{destination}") },
+            destination: if destination.starts_with('/') {
+                destination.to_owned()
+            } else {
+                format!("/{destination}")
+            },
             source: source.to_string_lossy().into_owned(),
             read_only: mount.read_only == Some(true) || place.read_only,
             propagation,
@@ -351,7 +434,9 @@ fn host_devices() -> Vec<Value> {
     let mut pending = vec![std::path::PathBuf::from("/dev")];
     while let Some(directory) = pending.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let (path, Ok(metadata)) = (entry.path(), entry.metadata()) else { continue };
+            let (path, Ok(metadata)) = (entry.path(), entry.metadata()) else {
+                continue;
+            };
             let kind = metadata.file_type();
             let skipped = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console", "/dev/.lxc"];
             if skipped.iter().any(|other| path == Path::new(other)) {

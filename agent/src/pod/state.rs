@@ -102,7 +102,11 @@ impl Default for ContainerState {
             id: None,
             image: String::new(),
             image_id: String::new(),
-            phase: Phase::Waiting { reason: CREATING.to_owned(), message: None, not_before: None },
+            phase: Phase::Waiting {
+                reason: CREATING.to_owned(),
+                message: None,
+                not_before: None,
+            },
             last: None,
             backoff: Backoff::default(),
             create_backoff: Backoff::default(),
@@ -201,7 +205,9 @@ impl PodState {
     pub fn new(pod: &Pod, now: Timestamp) -> Self {
         PodState {
             sandbox: Sandbox::Absent,
-            containers: containers(pod).map(|(c, _)| (c.name.clone(), ContainerState::default())).collect(),
+            containers: containers(pod)
+                .map(|(c, _)| (c.name.clone(), ContainerState::default()))
+                .collect(),
             start_time: now,
             ending: None,
             grace: Duration::from_secs(30),
@@ -243,11 +249,18 @@ pub enum Role {
 /// All containers of the pod in start order.
 pub fn containers(pod: &Pod) -> impl Iterator<Item = (&Container, Role)> {
     let spec = pod.spec.as_ref();
-    let init = spec.into_iter().flat_map(|spec| spec.init_containers.iter().flatten()).map(|container| {
-        let sidecar = container.restart_policy.as_deref() == Some("Always");
-        (container, if sidecar { Role::Sidecar } else { Role::Init })
-    });
-    init.chain(spec.into_iter().flat_map(|spec| &spec.containers).map(|container| (container, Role::Main)))
+    let init = spec
+        .into_iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten())
+        .map(|container| {
+            let sidecar = container.restart_policy.as_deref() == Some("Always");
+            (container, if sidecar { Role::Sidecar } else { Role::Init })
+        });
+    init.chain(
+        spec.into_iter()
+            .flat_map(|spec| &spec.containers)
+            .map(|container| (container, Role::Main)),
+    )
 }
 
 /// The pod's restart policy.

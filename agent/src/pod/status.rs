@@ -4,6 +4,7 @@
 //! Follows the kubelet's `generateAPIPodStatus` and the Pod life cycle page of the documentation.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -19,6 +20,9 @@ use super::state::{ContainerState, Ending, Exit, Phase, PodState, RestartPolicy,
 /// The scheme of container ids in the API.
 pub const ID_SCHEME: &str = "hull://";
 
+/// How long `ErrImagePull` is shown before it becomes `ImagePullBackOff`.
+const ERROR_SHOWN: Duration = Duration::from_secs(2);
+
 /// Computes the status. `previous` is what was last sent, or what the API has: transition times, the pod's last
 /// address and other writers' conditions are taken from it.
 #[must_use]
@@ -27,7 +31,11 @@ pub fn compute(pod: &Pod, state: &PodState, previous: &PodStatus, host_ip: &str,
     let (mut init, mut main) = (Vec::new(), Vec::new());
     for (container, role) in containers(pod) {
         let status = container_status(pod, container, role, state, progress, now);
-        if role == Role::Main { main.push(status) } else { init.push(status) }
+        if role == Role::Main {
+            main.push(status)
+        } else {
+            init.push(status)
+        }
     }
     let phase = phase(pod, state, progress, &main);
     let mut status = PodStatus {
@@ -45,7 +53,13 @@ pub fn compute(pod: &Pod, state: &PodState, previous: &PodStatus, host_ip: &str,
     };
     if let Some(first) = state.ips().first() {
         status.pod_ip = Some(first.to_string());
-        status.pod_ips = Some(state.ips().iter().map(|ip: &IpAddr| PodIP { ip: ip.to_string() }).collect());
+        status.pod_ips = Some(
+            state
+                .ips()
+                .iter()
+                .map(|ip: &IpAddr| PodIP { ip: ip.to_string() })
+                .collect(),
+        );
     }
     if let Some(Ending::Failed { reason, message }) = &state.ending {
         status.reason = Some(reason.clone());
@@ -100,14 +114,20 @@ fn container_status(
     let observed = state.container(&container.name);
     let (current, last) = states(pod, container, role, state, progress, &observed, now);
     let (started, ready) = match &observed.phase {
-        Phase::Running { started, ready, .. } => (*started, if role == Role::Init { false } else { *ready && *started }),
+        Phase::Running { started, ready, .. } => {
+            (*started, if role == Role::Init { false } else { *ready && *started })
+        }
         Phase::Exited(exit) => (false, role == Role::Init && exit.code == 0),
         _ => (false, false),
     };
     let named = container.image.clone().unwrap_or_default();
     ContainerStatus {
         name: container.name.clone(),
-        image: if observed.image.is_empty() { named } else { observed.image.clone() },
+        image: if observed.image.is_empty() {
+            named
+        } else {
+            observed.image.clone()
+        },
         image_id: observed.image_id.clone(),
         container_id: observed.id.as_ref().map(|id| format!("{ID_SCHEME}{id}")),
         ready,
@@ -132,14 +152,25 @@ fn states(
     let last = observed.last.as_ref().map(terminated).unwrap_or_default();
     match &observed.phase {
         Phase::Running { started_at, .. } => {
-            let running = Some(ContainerStateRunning { started_at: Some(time(*started_at)) });
-            (ApiState { running, ..ApiState::default() }, last)
+            let running = Some(ContainerStateRunning {
+                started_at: Some(time(*started_at)),
+            });
+            (
+                ApiState {
+                    running,
+                    ..ApiState::default()
+                },
+                last,
+            )
         }
         Phase::Exited(exit) => {
             let restarts = RestartPolicy::of(pod.spec.as_ref()).restarts(role, exit.code) || observed.replaced;
             let due = observed.backoff.next_attempt(exit.finished_at);
             if restarts && state.ending.is_none() && now < due && progress != Progress::InitFailed {
-                (waiting("CrashLoopBackOff", Some(crash_loop_message(pod, container, observed))), terminated(exit))
+                (
+                    waiting("CrashLoopBackOff", Some(crash_loop_message(pod, container, observed))),
+                    terminated(exit),
+                )
             } else {
                 (terminated(exit), last)
             }
@@ -148,8 +179,35 @@ fn states(
         Phase::Waiting { reason, message, .. } if reason == super::state::CREATING => {
             (waiting(creating_reason(pod, role, progress), message.clone()), last)
         }
-        Phase::Waiting { reason, message, .. } => (waiting(reason, message.clone()), last),
+        Phase::Waiting { reason, message, .. } => match image_back_off(container, observed) {
+            Some((shown_from, back_off)) if now >= shown_from => (waiting("ImagePullBackOff", Some(back_off)), last),
+            _ => (waiting(reason, message.clone()), last),
+        },
     }
+}
+
+/// From when on a failed pull is shown as a back-off, and its message. The error itself is shown first, for long
+/// enough to be seen.
+#[must_use]
+pub fn image_back_off(container: &Container, observed: &ContainerState) -> Option<(Timestamp, String)> {
+    let Phase::Waiting {
+        reason,
+        message,
+        not_before: Some(due),
+    } = &observed.phase
+    else {
+        return None;
+    };
+    if reason != "ErrImagePull" {
+        return None;
+    }
+    let failed = *due - observed.create_backoff.delay();
+    let image = container.image.as_deref().unwrap_or_default();
+    let message = format!(
+        "Back-off pulling image {image:?}: ErrImagePull: {}",
+        message.as_deref().unwrap_or_default()
+    );
+    Some((failed + ERROR_SHOWN, message))
 }
 
 /// The message of `CrashLoopBackOff`, which is also that of the BackOff event.
@@ -167,18 +225,32 @@ pub fn crash_loop_message(pod: &Pod, container: &Container, observed: &Container
 
 /// `10s`, `1m20s`, `5m0s`: as Go prints durations.
 fn short_duration(seconds: u64) -> String {
-    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+    if seconds < 60 {
+        format!("{seconds}s")
+    } else {
+        format!("{}m{}s", seconds / 60, seconds % 60)
+    }
 }
 
 fn creating_reason(pod: &Pod, role: Role, progress: Progress) -> &'static str {
-    let has_init = pod.spec.as_ref().is_some_and(|spec| spec.init_containers.iter().flatten().next().is_some());
+    let has_init = pod
+        .spec
+        .as_ref()
+        .is_some_and(|spec| spec.init_containers.iter().flatten().next().is_some());
     let held_back = has_init && matches!(progress, Progress::Initializing | Progress::InitFailed);
-    if held_back || (role != Role::Main && has_init) { "PodInitializing" } else { super::state::CREATING }
+    if held_back || (role != Role::Main && has_init) {
+        "PodInitializing"
+    } else {
+        super::state::CREATING
+    }
 }
 
 fn waiting(reason: &str, message: Option<String>) -> ApiState {
     ApiState {
-        waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(reason.to_owned()),
+            message,
+        }),
         ..ApiState::default()
     }
 }
@@ -186,7 +258,9 @@ fn waiting(reason: &str, message: Option<String>) -> ApiState {
 fn terminated(exit: &Exit) -> ApiState {
     ApiState {
         terminated: Some(ContainerStateTerminated {
-            container_id: Some(exit.id.clone()).filter(|id| !id.is_empty()).map(|id| format!("{ID_SCHEME}{id}")),
+            container_id: Some(exit.id.clone())
+                .filter(|id| !id.is_empty())
+                .map(|id| format!("{ID_SCHEME}{id}")),
             exit_code: exit.code,
             // The kubelet leaves `signal` out: the exit code carries it.
             signal: None,
@@ -212,7 +286,10 @@ struct Verdict {
     message: Option<String>,
 }
 
-#[allow(clippy::too_many_arguments, reason = "one caller; the parts of a status in the making")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one caller; the parts of a status in the making"
+)]
 fn conditions(
     pod: &Pod,
     state: &PodState,
@@ -227,17 +304,29 @@ fn conditions(
     let containers_ready = containers_ready(pod, phase, init, main);
     let ready = ready(pod, previous, &containers_ready);
     let verdicts = [
-        Verdict { kind: "PodReadyToStartContainers", holds: sandbox, reason: None, message: None },
+        Verdict {
+            kind: "PodReadyToStartContainers",
+            holds: sandbox,
+            reason: None,
+            message: None,
+        },
         initialized(phase, progress, init),
         ready,
         containers_ready,
     ];
-    let mut conditions: Vec<PodCondition> =
-        verdicts.into_iter().map(|verdict| dated(verdict, pod, previous, now)).collect();
+    let mut conditions: Vec<PodCondition> = verdicts
+        .into_iter()
+        .map(|verdict| dated(verdict, pod, previous, now))
+        .collect();
     if let Some(scheduled) = find(previous, "PodScheduled") {
         conditions.push(scheduled.clone());
     } else {
-        let verdict = Verdict { kind: "PodScheduled", holds: true, reason: None, message: None };
+        let verdict = Verdict {
+            kind: "PodScheduled",
+            holds: true,
+            reason: None,
+            message: None,
+        };
         conditions.push(dated(verdict, pod, previous, now));
     }
     conditions
@@ -251,34 +340,69 @@ fn dated(verdict: Verdict, pod: &Pod, previous: &PodStatus, now: Timestamp) -> P
         status: status.to_owned(),
         reason: verdict.reason.map(str::to_owned),
         message: verdict.message,
-        last_transition_time: unchanged.and_then(|old| old.last_transition_time.clone()).or(Some(time(now))),
+        last_transition_time: unchanged
+            .and_then(|old| old.last_transition_time.clone())
+            .or(Some(time(now))),
         observed_generation: pod.metadata.generation,
         ..PodCondition::default()
     }
 }
 
 fn find<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> {
-    status.conditions.iter().flatten().find(|condition| condition.type_ == kind)
+    status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == kind)
 }
 
 fn initialized(phase: &str, progress: Progress, init: &[ContainerStatus]) -> Verdict {
     let kind = "Initialized";
     if phase == "Succeeded" {
-        return Verdict { kind, holds: true, reason: Some("PodCompleted"), message: None };
+        return Verdict {
+            kind,
+            holds: true,
+            reason: Some("PodCompleted"),
+            message: None,
+        };
     }
     if matches!(progress, Progress::Initialized | Progress::Complete) {
-        return Verdict { kind, holds: true, reason: None, message: None };
+        return Verdict {
+            kind,
+            holds: true,
+            reason: None,
+            message: None,
+        };
     }
     let incomplete = names(init, |status| !status.ready);
     let message = Some(format!("containers with incomplete status: [{incomplete}]"));
-    Verdict { kind, holds: false, reason: Some("ContainersNotInitialized"), message }
+    Verdict {
+        kind,
+        holds: false,
+        reason: Some("ContainersNotInitialized"),
+        message,
+    }
 }
 
 fn containers_ready(pod: &Pod, phase: &str, init: &[ContainerStatus], main: &[ContainerStatus]) -> Verdict {
     let kind = "ContainersReady";
     match phase {
-        "Succeeded" => return Verdict { kind, holds: false, reason: Some("PodCompleted"), message: None },
-        "Failed" => return Verdict { kind, holds: false, reason: Some("PodFailed"), message: None },
+        "Succeeded" => {
+            return Verdict {
+                kind,
+                holds: false,
+                reason: Some("PodCompleted"),
+                message: None,
+            };
+        }
+        "Failed" => {
+            return Verdict {
+                kind,
+                holds: false,
+                reason: Some("PodFailed"),
+                message: None,
+            };
+        }
         _ => {}
     }
     let sidecar = |name: &str| containers(pod).any(|(c, role)| role == Role::Sidecar && c.name == name);
@@ -288,10 +412,20 @@ fn containers_ready(pod: &Pod, phase: &str, init: &[ContainerStatus], main: &[Co
         unready = [unready, unready_sidecars].join(" ").trim().to_owned();
     }
     if unready.is_empty() {
-        return Verdict { kind, holds: true, reason: None, message: None };
+        return Verdict {
+            kind,
+            holds: true,
+            reason: None,
+            message: None,
+        };
     }
     let message = Some(format!("containers with unready status: [{unready}]"));
-    Verdict { kind, holds: false, reason: Some("ContainersNotReady"), message }
+    Verdict {
+        kind,
+        holds: false,
+        reason: Some("ContainersNotReady"),
+        message,
+    }
 }
 
 /// `Ready` is `ContainersReady` and every readiness gate, whose conditions others write.
@@ -299,16 +433,33 @@ fn ready(pod: &Pod, previous: &PodStatus, containers_ready: &Verdict) -> Verdict
     let kind = "Ready";
     if !containers_ready.holds {
         let message = containers_ready.message.clone();
-        return Verdict { kind, holds: false, reason: containers_ready.reason, message };
+        return Verdict {
+            kind,
+            holds: false,
+            reason: containers_ready.reason,
+            message,
+        };
     }
     let gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
     let external = pod.status.as_ref().unwrap_or(previous);
     let holds = |gate: &str| find(external, gate).is_some_and(|condition| condition.status == "True");
     match gates.map(|gate| &gate.condition_type).find(|gate| !holds(gate)) {
-        None => Verdict { kind, holds: true, reason: None, message: None },
+        None => Verdict {
+            kind,
+            holds: true,
+            reason: None,
+            message: None,
+        },
         Some(gate) => {
-            let message = Some(format!("corresponding condition of pod readiness gate {gate:?} does not exist or is not true."));
-            Verdict { kind, holds: false, reason: Some("ReadinessGatesNotReady"), message }
+            let message = Some(format!(
+                "corresponding condition of pod readiness gate {gate:?} does not exist or is not true."
+            ));
+            Verdict {
+                kind,
+                holds: false,
+                reason: Some("ReadinessGatesNotReady"),
+                message,
+            }
         }
     }
 }
@@ -322,7 +473,6 @@ fn names(statuses: &[ContainerStatus], chosen: impl Fn(&ContainerStatus) -> bool
 mod tests {
     use super::*;
     use serde_json::{Value, from_value, json};
-    use std::time::Duration;
 
     fn now() -> Timestamp {
         Timestamp::from_second(1_800_000_000).unwrap()
@@ -346,7 +496,9 @@ mod tests {
 
     fn with(pod: &Pod, phase: Phase) -> PodState {
         let mut state = PodState::new(pod, now());
-        state.sandbox = Sandbox::Ready { ips: vec!["10.244.0.7".parse().unwrap()] };
+        state.sandbox = Sandbox::Ready {
+            ips: vec!["10.244.0.7".parse().unwrap()],
+        };
         for container in state.containers.values_mut() {
             container.phase = phase.clone();
         }
@@ -370,18 +522,31 @@ mod tests {
         let container = &status.container_statuses.as_ref().unwrap()[0];
         let waiting = container.state.as_ref().unwrap().waiting.as_ref().unwrap();
         assert_eq!(waiting.reason.as_deref(), Some("ContainerCreating"));
-        assert_eq!(condition(&status, "Ready"), ("False".into(), Some("ContainersNotReady".into())));
+        assert_eq!(
+            condition(&status, "Ready"),
+            ("False".into(), Some("ContainersNotReady".into()))
+        );
     }
 
     #[test]
     fn a_running_pod_has_its_address_and_is_ready() {
         let pod = pod(json!({"containers": [{"name": "a"}]}));
-        let running = Phase::Running { started_at: now(), started: true, ready: true, killing: false };
+        let running = Phase::Running {
+            started_at: now(),
+            started: true,
+            ready: true,
+            killing: false,
+        };
         let status = of(&pod, &with(&pod, running));
         assert_eq!(status.phase.as_deref(), Some("Running"));
         assert_eq!(status.pod_ip.as_deref(), Some("10.244.0.7"));
         assert_eq!(condition(&status, "Ready").0, "True");
-        let unready = Phase::Running { started_at: now(), started: true, ready: false, killing: false };
+        let unready = Phase::Running {
+            started_at: now(),
+            started: true,
+            ready: false,
+            killing: false,
+        };
         let status = of(&pod, &with(&pod, unready));
         assert_eq!(condition(&status, "ContainersReady").0, "False");
         assert_eq!(status.phase.as_deref(), Some("Running"));
@@ -412,10 +577,34 @@ mod tests {
         let container = &status.container_statuses.as_ref().unwrap()[0];
         let waiting = container.state.as_ref().unwrap().waiting.as_ref().unwrap();
         assert_eq!(waiting.reason.as_deref(), Some("CrashLoopBackOff"));
-        assert_eq!(waiting.message.as_deref(), Some("back-off 10s restarting failed container=a pod=p_ns(u)"));
+        assert_eq!(
+            waiting.message.as_deref(),
+            Some("back-off 10s restarting failed container=a pod=p_ns(u)")
+        );
         let last = container.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
         assert_eq!((last.exit_code, container.restart_count), (7, 1));
         assert_eq!(status.phase.as_deref(), Some("Running"));
+    }
+
+    #[test]
+    fn a_failed_pull_is_shown_as_error_then_as_back_off() {
+        let pod = pod(json!({"containers": [{"name": "a", "image": "web"}]}));
+        let mut state = PodState::new(&pod, now());
+        let container = state.containers.get_mut("a").unwrap();
+        container.create_backoff.attempt(now());
+        let not_before = Some(now() + Duration::from_secs(10));
+        container.phase = Phase::Waiting {
+            reason: "ErrImagePull".into(),
+            message: Some("no".into()),
+            not_before,
+        };
+        let reason = |at| {
+            let status = compute(&pod, &state, &PodStatus::default(), "192.0.2.1", at);
+            let state = status.container_statuses.unwrap().remove(0).state.unwrap();
+            state.waiting.unwrap().reason.unwrap()
+        };
+        assert_eq!(reason(now()), "ErrImagePull");
+        assert_eq!(reason(now() + Duration::from_secs(3)), "ImagePullBackOff");
     }
 
     #[test]
@@ -428,7 +617,10 @@ mod tests {
         let main = &status.container_statuses.as_ref().unwrap()[0];
         let reason = main.state.as_ref().unwrap().waiting.as_ref().unwrap().reason.as_deref();
         assert_eq!(reason, Some("PodInitializing"));
-        assert_eq!(condition(&status, "Initialized"), ("False".into(), Some("ContainersNotInitialized".into())));
+        assert_eq!(
+            condition(&status, "Initialized"),
+            ("False".into(), Some("ContainersNotInitialized".into()))
+        );
         state.containers.get_mut("i").unwrap().phase = Phase::Exited(exit(0));
         assert_eq!(condition(&of(&pod, &state), "Initialized").0, "True");
     }
@@ -436,7 +628,12 @@ mod tests {
     #[test]
     fn transition_times_move_only_with_the_status() {
         let pod = pod(json!({"containers": [{"name": "a"}]}));
-        let running = Phase::Running { started_at: now(), started: true, ready: true, killing: false };
+        let running = Phase::Running {
+            started_at: now(),
+            started: true,
+            ready: true,
+            killing: false,
+        };
         let state = with(&pod, running);
         let first = of(&pod, &state);
         let later = compute(&pod, &state, &first, "192.0.2.1", now() + Duration::from_secs(60));

@@ -48,7 +48,12 @@ impl Stop {
         }
         self.wait(least).await;
         while !*self.ended.borrow() {
-            if let Err(error) = self.host.warden.kill(&self.target.id, Signal::KILL.as_raw(), true).await {
+            if let Err(error) = self
+                .host
+                .warden
+                .kill(&self.target.id, Signal::KILL.as_raw(), true)
+                .await
+            {
                 tracing::warn!(container = self.target.id, %error, "a container was not killed");
             }
             let _ = tokio::time::timeout(KILL_AGAIN, self.ended.wait_for(|ended| *ended)).await;
@@ -70,7 +75,11 @@ impl Stop {
 
     /// Runs the hook, if there is one. Returns until when the container may live at least.
     async fn pre_stop(&mut self) -> Option<Instant> {
-        let hook = self.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
+        let hook = self
+            .container
+            .lifecycle
+            .as_ref()
+            .and_then(|lifecycle| lifecycle.pre_stop.as_ref());
         let handler = hook.and_then(Handler::of_hook)?;
         let left = self.deadline.borrow().saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -83,15 +92,27 @@ impl Stop {
         };
         if let Err(message) = result {
             let name = Some(self.container.name.as_str());
-            self.host.events.pod(&self.pod, name, Kind::Warning, "FailedPreStopHook", format!("PreStopHook failed: {message}"));
+            self.host.events.pod(
+                &self.pod,
+                name,
+                Kind::Warning,
+                "FailedPreStopHook",
+                format!("PreStopHook failed: {message}"),
+            );
         }
         Some(Instant::now() + AFTER_HOOK)
     }
 
     fn signal(&self) -> i32 {
-        let own = self.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone());
+        let own = self
+            .container
+            .lifecycle
+            .as_ref()
+            .and_then(|lifecycle| lifecycle.stop_signal.clone());
         let named = own.or_else(|| images::stop_signal(&self.host, &self.image));
-        named.and_then(|name| parse_signal(&name)).unwrap_or(Signal::TERM.as_raw())
+        named
+            .and_then(|name| parse_signal(&name))
+            .unwrap_or(Signal::TERM.as_raw())
     }
 }
 
@@ -104,16 +125,50 @@ pub fn parse_signal(name: &str) -> Option<i32> {
     }
     let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(offset) = bare.strip_prefix("RTMIN") {
-        let offset: i32 = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
+        let offset: i32 = if offset.is_empty() {
+            0
+        } else {
+            offset.strip_prefix('+')?.parse().ok()?
+        };
         return (0..=30).contains(&offset).then_some(34 + offset);
     }
     let names = [
-        ("HUP", 1), ("INT", 2), ("QUIT", 3), ("ILL", 4), ("TRAP", 5), ("ABRT", 6), ("BUS", 7), ("FPE", 8), ("KILL", 9),
-        ("USR1", 10), ("SEGV", 11), ("USR2", 12), ("PIPE", 13), ("ALRM", 14), ("TERM", 15), ("STKFLT", 16), ("CHLD", 17),
-        ("CONT", 18), ("STOP", 19), ("TSTP", 20), ("TTIN", 21), ("TTOU", 22), ("URG", 23), ("XCPU", 24), ("XFSZ", 25),
-        ("VTALRM", 26), ("PROF", 27), ("WINCH", 28), ("IO", 29), ("PWR", 30), ("SYS", 31),
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("ILL", 4),
+        ("TRAP", 5),
+        ("ABRT", 6),
+        ("BUS", 7),
+        ("FPE", 8),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("SEGV", 11),
+        ("USR2", 12),
+        ("PIPE", 13),
+        ("ALRM", 14),
+        ("TERM", 15),
+        ("STKFLT", 16),
+        ("CHLD", 17),
+        ("CONT", 18),
+        ("STOP", 19),
+        ("TSTP", 20),
+        ("TTIN", 21),
+        ("TTOU", 22),
+        ("URG", 23),
+        ("XCPU", 24),
+        ("XFSZ", 25),
+        ("VTALRM", 26),
+        ("PROF", 27),
+        ("WINCH", 28),
+        ("IO", 29),
+        ("PWR", 30),
+        ("SYS", 31),
     ];
-    names.into_iter().find(|(other, _)| *other == bare).map(|(_, number)| number)
+    names
+        .into_iter()
+        .find(|(other, _)| *other == bare)
+        .map(|(_, number)| number)
 }
 
 #[cfg(test)]
@@ -122,8 +177,15 @@ mod tests {
 
     #[test]
     fn signals_have_many_spellings() {
-        for (name, number) in [("SIGTERM", Some(15)), ("quit", Some(3)), ("9", Some(9)), ("SIGRTMIN+3", Some(37)),
-            ("SIGNONE", None), ("0", None), ("65", None)] {
+        for (name, number) in [
+            ("SIGTERM", Some(15)),
+            ("quit", Some(3)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(37)),
+            ("SIGNONE", None),
+            ("0", None),
+            ("65", None),
+        ] {
             assert_eq!(parse_signal(name), number, "{name}");
         }
     }

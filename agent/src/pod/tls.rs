@@ -30,14 +30,19 @@ impl InsecureTls {
                 .dangerous()
                 .with_custom_certificate_verifier(verifier)
                 .with_no_client_auth();
-            InsecureTls { connector: TlsConnector::from(Arc::new(config)) }
+            InsecureTls {
+                connector: TlsConnector::from(Arc::new(config)),
+            }
         })
     }
 
     /// Speaks TLS over `stream`.
     pub async fn connect(&self, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, String> {
         let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("invalid host {host:?}: {error}"))?;
-        self.connector.connect(name, stream).await.map_err(|error| format!("TLS handshake with {host}: {error}"))
+        self.connector
+            .connect(name, stream)
+            .await
+            .map_err(|error| format!("TLS handshake with {host}: {error}"))
     }
 }
 
@@ -62,7 +67,12 @@ impl ServerCertVerifier for AcceptAll {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -71,7 +81,12 @@ impl ServerCertVerifier for AcceptAll {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -53,11 +53,17 @@ impl Accounts {
     /// Reads those of the root file system at `root`; files that are not there count as empty.
     #[must_use]
     pub fn read(root: &Path) -> Self {
-        Accounts { passwd: read_inside(root, "etc/passwd"), group: read_inside(root, "etc/group") }
+        Accounts {
+            passwd: read_inside(root, "etc/passwd"),
+            group: read_inside(root, "etc/group"),
+        }
     }
 
     fn user(&self, matches: impl Fn(&str, u32) -> bool) -> Option<Entry<'_>> {
-        self.passwd.lines().filter_map(Entry::parse).find(|entry| matches(entry.name, entry.uid))
+        self.passwd
+            .lines()
+            .filter_map(Entry::parse)
+            .find(|entry| matches(entry.name, entry.uid))
     }
 
     fn group(&self, name: &str) -> Option<u32> {
@@ -67,7 +73,12 @@ impl Accounts {
     fn groups(&self) -> impl Iterator<Item = (&str, u32, &str)> {
         self.group.lines().filter_map(|line| {
             let mut fields = line.split(':');
-            let (name, _, gid, members) = (fields.next()?, fields.next()?, fields.next()?, fields.next().unwrap_or(""));
+            let (name, _, gid, members) = (
+                fields.next()?,
+                fields.next()?,
+                fields.next()?,
+                fields.next().unwrap_or(""),
+            );
             Some((name, gid.parse().ok()?, members))
         })
     }
@@ -83,8 +94,15 @@ struct Entry<'a> {
 impl<'a> Entry<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, uid, gid, _, home, ..] = fields[..] else { return None };
-        Some(Entry { name, uid: uid.parse().ok()?, gid: gid.parse().ok()?, home })
+        let [name, _, uid, gid, _, home, ..] = fields[..] else {
+            return None;
+        };
+        Some(Entry {
+            name,
+            uid: uid.parse().ok()?,
+            gid: gid.parse().ok()?,
+            home,
+        })
     }
 }
 
@@ -106,8 +124,16 @@ pub fn resolve(wanted: &Wanted, image_user: &str, accounts: &Accounts) -> Result
             ),
         },
     };
-    let numeric = if image_name.is_empty() { Some(0) } else { image_name.parse().ok() };
-    let uid = wanted.uid.or(entry.as_ref().map(|entry| entry.uid)).or(numeric).unwrap_or(0);
+    let numeric = if image_name.is_empty() {
+        Some(0)
+    } else {
+        image_name.parse().ok()
+    };
+    let uid = wanted
+        .uid
+        .or(entry.as_ref().map(|entry| entry.uid))
+        .or(numeric)
+        .unwrap_or(0);
     let gid = match wanted.gid {
         Some(gid) => gid,
         None if wanted.uid.is_none() && !image_group.is_empty() => match image_group.parse() {
@@ -121,12 +147,21 @@ pub fn resolve(wanted: &Wanted, image_user: &str, accounts: &Accounts) -> Result
     let mut groups = wanted.groups.clone();
     if let Some(entry) = entry.as_ref().filter(|_| !wanted.strict_groups) {
         let member = |members: &str| members.split(',').any(|member| member == entry.name);
-        groups.extend(accounts.groups().filter(|(.., members)| member(members)).map(|(_, gid, _)| gid));
+        groups.extend(
+            accounts
+                .groups()
+                .filter(|(.., members)| member(members))
+                .map(|(_, gid, _)| gid),
+        );
     }
     groups.push(gid);
     groups.sort_unstable();
     groups.dedup();
-    let home = entry.map(|entry| entry.home).filter(|home| !home.is_empty()).unwrap_or("/").to_owned();
+    let home = entry
+        .map(|entry| entry.home)
+        .filter(|home| !home.is_empty())
+        .unwrap_or("/")
+        .to_owned();
     Ok(User { uid, gid, groups, home })
 }
 
@@ -149,9 +184,21 @@ fn check_non_root(uid: Option<u32>, image_name: &str) -> Result<(), String> {
 
 fn read_inside(root: &Path, path: &str) -> String {
     let mut text = String::new();
-    let opened = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).and_then(|dir| {
+    let opened = openat(
+        CWD,
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .and_then(|dir| {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        openat2(&dir, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+        openat2(
+            &dir,
+            path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )
     });
     if let Ok(fd) = opened {
         let _ = File::from(fd).take(ACCOUNT_FILE_MAX).read_to_string(&mut text);
@@ -172,10 +219,26 @@ mod tests {
 
     #[test]
     fn the_pod_wins_over_the_image() {
-        let wanted = Wanted { uid: Some(1000), groups: vec![2000], ..Wanted::default() };
+        let wanted = Wanted {
+            uid: Some(1000),
+            groups: vec![2000],
+            ..Wanted::default()
+        };
         let user = resolve(&wanted, "root", &accounts()).unwrap();
-        assert_eq!(user, User { uid: 1000, gid: 1001, groups: vec![44, 1001, 2000], home: "/home/web".into() });
-        let wanted = Wanted { uid: Some(5), gid: Some(6), ..Wanted::default() };
+        assert_eq!(
+            user,
+            User {
+                uid: 1000,
+                gid: 1001,
+                groups: vec![44, 1001, 2000],
+                home: "/home/web".into()
+            }
+        );
+        let wanted = Wanted {
+            uid: Some(5),
+            gid: Some(6),
+            ..Wanted::default()
+        };
         assert_eq!(resolve(&wanted, "", &accounts()).unwrap().groups, [6]);
     }
 
@@ -183,14 +246,22 @@ mod tests {
     fn names_of_the_image_are_looked_up() {
         let user = resolve(&Wanted::default(), "web:video", &accounts()).unwrap();
         assert_eq!((user.uid, user.gid), (1000, 44));
-        assert!(resolve(&Wanted::default(), "nobody", &accounts()).unwrap_err().contains("nobody"));
+        assert!(
+            resolve(&Wanted::default(), "nobody", &accounts())
+                .unwrap_err()
+                .contains("nobody")
+        );
         assert_eq!(resolve(&Wanted::default(), "7:8", &accounts()).unwrap().gid, 8);
         assert_eq!(resolve(&Wanted::default(), "", &accounts()).unwrap().home, "/root");
     }
 
     #[test]
     fn non_root_is_enforced() {
-        let wanted = |uid| Wanted { uid, non_root: true, ..Wanted::default() };
+        let wanted = |uid| Wanted {
+            uid,
+            non_root: true,
+            ..Wanted::default()
+        };
         for (uid, image, allowed) in [
             (Some(0), "1000", false),
             (Some(1), "", true),
@@ -199,7 +270,11 @@ mod tests {
             (None, "1000", true),
             (None, "web", false),
         ] {
-            assert_eq!(resolve(&wanted(uid), image, &accounts()).is_ok(), allowed, "{uid:?} {image}");
+            assert_eq!(
+                resolve(&wanted(uid), image, &accounts()).is_ok(),
+                allowed,
+                "{uid:?} {image}"
+            );
         }
     }
 

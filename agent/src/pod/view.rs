@@ -43,7 +43,11 @@ impl View {
         };
         View {
             pod: Arc::clone(pod),
-            containers: state.containers.iter().map(|(name, state)| (name.clone(), view(state))).collect(),
+            containers: state
+                .containers
+                .iter()
+                .map(|(name, state)| (name.clone(), view(state)))
+                .collect(),
         }
     }
 }
@@ -56,7 +60,10 @@ pub struct Views {
 
 impl Default for Views {
     fn default() -> Self {
-        Views { pods: RwLock::default(), changes: watch::channel(0).0 }
+        Views {
+            pods: RwLock::default(),
+            changes: watch::channel(0).0,
+        }
     }
 }
 
@@ -64,7 +71,9 @@ impl Views {
     /// Replaces the view of a pod.
     pub fn set(&self, uid: &str, view: View) {
         let mut pods = self.pods.write();
-        let same = pods.get(uid).is_some_and(|old| old.containers == view.containers && Arc::ptr_eq(&old.pod, &view.pod));
+        let same = pods
+            .get(uid)
+            .is_some_and(|old| old.containers == view.containers && Arc::ptr_eq(&old.pod, &view.pod));
         if !same {
             pods.insert(uid.to_owned(), Arc::new(view));
             self.changes.send_modify(|count| *count += 1);

@@ -12,7 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use hull_runtime::warden::{
-    self, Client, ContainerInfo, ContainerState, CreateRequest, Error, Event, ExecRequest, ExecStarted, Exit, Held, Stop,
+    self, Client, ContainerInfo, ContainerState, CreateRequest, Error, Event, ExecRequest, ExecStarted, Exit, Held,
+    Stop,
 };
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -64,7 +65,10 @@ impl Warden {
             .name("warden-events".to_owned())
             .stack_size(256 << 10)
             .spawn(move || follower.follow())
-            .map_err(|source| Error::Io { what: "starting the thread for the warden's events".to_owned(), source })?;
+            .map_err(|source| Error::Io {
+                what: "starting the thread for the warden's events".to_owned(),
+                source,
+            })?;
         Ok(Warden { inner })
     }
 
@@ -118,7 +122,8 @@ impl Warden {
     /// How an exec whose pidfd is readable ended.
     pub async fn exec_exit(&self, id: &str, exec_id: &str) -> Result<Option<Exit>, Error> {
         let (id, exec_id) = (id.to_owned(), exec_id.to_owned());
-        self.call_repeatable(move |client| client.exec_exit(&id, &exec_id)).await
+        self.call_repeatable(move |client| client.exec_exit(&id, &exec_id))
+            .await
     }
 
     /// Every container the warden knows.
@@ -162,7 +167,10 @@ impl Warden {
 async fn run_blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     match tokio::task::spawn_blocking(call).await {
         Ok(result) => result,
-        Err(error) => Err(Error::Io { what: "calling the warden".to_owned(), source: std::io::Error::other(error) }),
+        Err(error) => Err(Error::Io {
+            what: "calling the warden".to_owned(),
+            source: std::io::Error::other(error),
+        }),
     }
 }
 
@@ -209,7 +217,10 @@ impl Inner {
         let listening: Vec<String> = self.listeners.lock().keys().cloned().collect();
         for id in listening {
             match containers.iter().find(|container| container.id == id) {
-                Some(ContainerInfo { state: ContainerState::Exited(exit), .. }) => self.deliver(&id, *exit),
+                Some(ContainerInfo {
+                    state: ContainerState::Exited(exit),
+                    ..
+                }) => self.deliver(&id, *exit),
                 Some(_) => {}
                 None => self.deliver(&id, unknown_exit()),
             }
@@ -229,5 +240,10 @@ impl Inner {
 #[must_use]
 pub fn unknown_exit() -> Exit {
     let at = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
-    Exit { code: None, signal: None, oom_killed: false, at }
+    Exit {
+        code: None,
+        signal: None,
+        oom_killed: false,
+        at,
+    }
 }

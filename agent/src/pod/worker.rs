@@ -106,7 +106,12 @@ struct Live {
 
 impl Live {
     fn new(id: &str) -> Self {
-        Live { id: id.to_owned(), ended: watch::channel(false).0, deadline: None, tasks: Vec::new() }
+        Live {
+            id: id.to_owned(),
+            ended: watch::channel(false).0,
+            deadline: None,
+            tasks: Vec::new(),
+        }
     }
 }
 
@@ -254,18 +259,28 @@ impl Worker {
             }
         }
         self.host.views.set(&self.uid, View::of(&self.pod, &self.state));
-        if let Some(due) = self.publisher.publish(&self.host, &self.pod, &self.state, &self.sender, now) {
+        if let Some(due) = self
+            .publisher
+            .publish(&self.host, &self.pod, &self.state, &self.sender, now)
+        {
             wake = earlier(wake, due);
         }
         self.wake = wake;
     }
 
     fn check_deadline(&mut self, now: Timestamp) {
-        if self.state.ending.is_none() && decide::deadline(&self.pod, &self.state).is_some_and(|deadline| now >= deadline) {
+        if self.state.ending.is_none()
+            && decide::deadline(&self.pod, &self.state).is_some_and(|deadline| now >= deadline)
+        {
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
-            self.host.events.pod(&self.pod, None, Kind::Normal, "DeadlineExceeded", message.clone());
+            self.host
+                .events
+                .pod(&self.pod, None, Kind::Normal, "DeadlineExceeded", message.clone());
             self.state.grace = decide::grace(&self.pod);
-            self.state.ending = Some(Ending::Failed { reason: "DeadlineExceeded".to_owned(), message });
+            self.state.ending = Some(Ending::Failed {
+                reason: "DeadlineExceeded".to_owned(),
+                message,
+            });
         }
     }
 
@@ -276,7 +291,12 @@ impl Worker {
             Message::Prepared(result) => self.prepared(result),
             Message::Started { container, id, result } => self.started(&container, &id, result),
             Message::Hooked { container, id, result } => self.hooked(&container, &id, result),
-            Message::Probed { container, id, kind, verdict } => self.probed(&container, &id, kind, verdict),
+            Message::Probed {
+                container,
+                id,
+                kind,
+                verdict,
+            } => self.probed(&container, &id, kind, verdict),
             Message::Stale => self.refresh(),
             Message::Fed(result) => self.is_fed(result),
             Message::TornDown(result) => self.torn_down(result),
@@ -287,7 +307,8 @@ impl Worker {
 
     fn desire(&mut self, pod: Pod) {
         self.publisher.observe(&pod);
-        let changed = pod.spec != self.pod.spec || pod.metadata.labels != self.pod.metadata.labels
+        let changed = pod.spec != self.pod.spec
+            || pod.metadata.labels != self.pod.metadata.labels
             || pod.metadata.annotations != self.pod.metadata.annotations;
         let deleted = pod.metadata.deletion_timestamp != self.pod.metadata.deletion_timestamp;
         self.pod = Arc::new(pod);
@@ -316,11 +337,21 @@ impl Worker {
     }
 
     fn notice_deletion(&mut self, adopting: bool) {
-        let Some(due) = self.pod.metadata.deletion_timestamp.clone() else { return };
-        let whole = self.pod.metadata.deletion_grace_period_seconds.and_then(|s| u64::try_from(s).ok());
+        let Some(due) = self.pod.metadata.deletion_timestamp.clone() else {
+            return;
+        };
+        let whole = self
+            .pod
+            .metadata
+            .deletion_grace_period_seconds
+            .and_then(|s| u64::try_from(s).ok());
         let whole = whole.map_or(decide::grace(&self.pod), Duration::from_secs);
         let left = Duration::try_from(due.0.duration_since(Timestamp::now())).unwrap_or_default();
-        let grace = if adopting { left.min(whole).max(GRACE_MIN.min(whole)) } else { whole };
+        let grace = if adopting {
+            left.min(whole).max(GRACE_MIN.min(whole))
+        } else {
+            whole
+        };
         if self.state.ending == Some(Ending::Deleted) && grace >= self.state.grace {
             return;
         }
@@ -344,7 +375,11 @@ impl Worker {
         match action {
             Action::Prepare => self.prepare(),
             Action::Start(container) => self.start(&container, now),
-            Action::Kill { container, grace, message } => self.kill(&container, grace, &message),
+            Action::Kill {
+                container,
+                grace,
+                message,
+            } => self.kill(&container, grace, &message),
             Action::TearDown => self.tear_down(),
             Action::Finish => self.finish(),
         }
@@ -367,9 +402,14 @@ impl Worker {
                 self.feed_from(prepared.fed);
             }
             Err(failure) => {
-                self.host.events.pod(&self.pod, None, Kind::Warning, failure.reason, failure.message.clone());
+                self.host
+                    .events
+                    .pod(&self.pod, None, Kind::Warning, failure.reason, failure.message.clone());
                 let retry_at = Timestamp::now() + self.next_retry();
-                self.state.sandbox = Sandbox::Failed { message: failure.message, retry_at };
+                self.state.sandbox = Sandbox::Failed {
+                    message: failure.message,
+                    retry_at,
+                };
             }
         }
     }
@@ -381,7 +421,9 @@ impl Worker {
     }
 
     fn start(&mut self, name: &str, now: Timestamp) {
-        let Some(container) = find_container(&self.pod, name).cloned() else { return };
+        let Some(container) = find_container(&self.pod, name).cloned() else {
+            return;
+        };
         let state = self.state.containers.entry(name.to_owned()).or_default();
         if let Phase::Exited(exit) = &state.phase {
             state.last = Some(exit.clone());
@@ -413,7 +455,14 @@ impl Worker {
     }
 
     fn started(&mut self, name: &str, id: &str, result: Result<Started, NotStarted>) {
-        let Some(state) = self.state.containers.get_mut(name).filter(|state| state.id.as_deref() == Some(id)) else { return };
+        let Some(state) = self
+            .state
+            .containers
+            .get_mut(name)
+            .filter(|state| state.id.as_deref() == Some(id))
+        else {
+            return;
+        };
         if state.phase != Phase::Starting {
             // It ended before the news of its start came through.
             if let (Ok(started), Phase::Exited(exit)) = (result, &mut state.phase) {
@@ -434,7 +483,13 @@ impl Worker {
                 state.image_id = image_id;
                 state.phase = Phase::Exited(start_error(id, message.clone(), Timestamp::now()));
                 self.live.remove(name);
-                self.host.events.pod(&self.pod, Some(name), Kind::Warning, "Failed", format!("Error: {message}"));
+                self.host.events.pod(
+                    &self.pod,
+                    Some(name),
+                    Kind::Warning,
+                    "Failed",
+                    format!("Error: {message}"),
+                );
                 self.tell_back_off(name);
             }
         }
@@ -443,12 +498,23 @@ impl Worker {
 
     /// A container runs: its hook first, then its probes.
     fn runs(&mut self, name: &str, id: &str, started_at: Timestamp) {
-        let Some(container) = find_container(&self.pod, name).cloned() else { return };
-        let hook = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()).and_then(Handler::of_hook);
+        let Some(container) = find_container(&self.pod, name).cloned() else {
+            return;
+        };
+        let hook = container
+            .lifecycle
+            .as_ref()
+            .and_then(|l| l.post_start.as_ref())
+            .and_then(Handler::of_hook);
         let started = hook.is_none() && container.startup_probe.is_none();
         let ready = container.readiness_probe.is_none();
         if let Some(state) = self.state.containers.get_mut(name) {
-            state.phase = Phase::Running { started_at, started, ready, killing: false };
+            state.phase = Phase::Running {
+                started_at,
+                started,
+                ready,
+                killing: false,
+            };
         }
         match hook {
             Some(handler) => self.post_start(&container, id, handler),
@@ -461,7 +527,11 @@ impl Worker {
         let (sender, name, id) = (self.sender.clone(), container.name.clone(), id.to_owned());
         let task = tokio::spawn(async move {
             let result = target.check(&handler, HOOK_MAX).await;
-            let _ = sender.send(Message::Hooked { container: name, id, result });
+            let _ = sender.send(Message::Hooked {
+                container: name,
+                id,
+                result,
+            });
         });
         self.attend(&container.name, task.abort_handle());
     }
@@ -469,7 +539,9 @@ impl Worker {
     fn refused(&mut self, name: &str, reason: &'static str, message: String) {
         let now = Timestamp::now();
         self.live.remove(name);
-        let Some(state) = self.state.containers.get_mut(name) else { return };
+        let Some(state) = self.state.containers.get_mut(name) else {
+            return;
+        };
         state.id = None;
         let pull = matches!(reason, "ErrImagePull" | "ErrImageNeverPull" | "InvalidImageName");
         let not_before = if pull {
@@ -478,10 +550,22 @@ impl Worker {
         } else {
             now + CONFIG_RETRY
         };
-        if !pull {
-            self.host.events.pod(&self.pod, Some(name), Kind::Warning, "Failed", format!("Error: {message}"));
+        let tell = |kind, reason, text| self.host.events.pod(&self.pod, Some(name), kind, reason, text);
+        if reason == "ErrImagePull" {
+            tell(
+                Kind::Normal,
+                "BackOff",
+                format!("Back-off pulling image {:?}", state.image),
+            );
+            tell(Kind::Warning, "Failed", "Error: ImagePullBackOff".to_owned());
+        } else if !pull {
+            tell(Kind::Warning, "Failed", format!("Error: {message}"));
         }
-        state.phase = Phase::Waiting { reason: reason.to_owned(), message: Some(message), not_before: Some(not_before) };
+        state.phase = Phase::Waiting {
+            reason: reason.to_owned(),
+            message: Some(message),
+            not_before: Some(not_before),
+        };
     }
 
     fn hooked(&mut self, name: &str, id: &str, result: Result<(), String>) {
@@ -490,10 +574,13 @@ impl Worker {
         }
         match result {
             Ok(()) => {
-                let Some(container) = find_container(&self.pod, name).cloned() else { return };
+                let Some(container) = find_container(&self.pod, name).cloned() else {
+                    return;
+                };
                 let mut since = Timestamp::now();
-                if let Some(Phase::Running { started, started_at, .. }) =
-                    self.state.containers.get_mut(name).map(|state| &mut state.phase)
+                if let Some(Phase::Running {
+                    started, started_at, ..
+                }) = self.state.containers.get_mut(name).map(|state| &mut state.phase)
                 {
                     *started = container.startup_probe.is_none();
                     since = *started_at;
@@ -503,7 +590,9 @@ impl Worker {
             }
             Err(message) => {
                 let message = format!("PostStartHook failed: {message}");
-                self.host.events.pod(&self.pod, Some(name), Kind::Warning, "FailedPostStartHook", message);
+                self.host
+                    .events
+                    .pod(&self.pod, Some(name), Kind::Warning, "FailedPostStartHook", message);
                 self.kill(name, decide::grace(&self.pod), "FailedPostStartHook");
             }
         }
@@ -520,7 +609,9 @@ impl Worker {
             _ => &[ProbeKind::Liveness, ProbeKind::Readiness],
         };
         for &kind in kinds {
-            let Some(probe) = kind.of(container).cloned() else { continue };
+            let Some(probe) = kind.of(container).cloned() else {
+                continue;
+            };
             let prober = Prober {
                 host: Arc::clone(&self.host),
                 pod: Arc::clone(&self.pod),
@@ -539,9 +630,21 @@ impl Worker {
         if !self.is_running(name, id) {
             return;
         }
-        let Some(container) = find_container(&self.pod, name).cloned() else { return };
-        let Some(state) = self.state.containers.get_mut(name) else { return };
-        let Phase::Running { started, ready, started_at, killing } = &mut state.phase else { return };
+        let Some(container) = find_container(&self.pod, name).cloned() else {
+            return;
+        };
+        let Some(state) = self.state.containers.get_mut(name) else {
+            return;
+        };
+        let Phase::Running {
+            started,
+            ready,
+            started_at,
+            killing,
+        } = &mut state.phase
+        else {
+            return;
+        };
         let since = *started_at;
         match (kind, verdict) {
             (ProbeKind::Startup, Verdict::Succeeded) => {
@@ -554,10 +657,17 @@ impl Worker {
                 if *killing {
                     return;
                 }
-                let own = kind.of(&container).and_then(|probe| probe.termination_grace_period_seconds);
-                let own = own.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
+                let own = kind
+                    .of(&container)
+                    .and_then(|probe| probe.termination_grace_period_seconds);
+                let own = own
+                    .and_then(|seconds| u64::try_from(seconds).ok())
+                    .map(Duration::from_secs);
                 let grace = own.unwrap_or_else(|| decide::grace(&self.pod));
-                let text = format!("Container {name} failed {} probe, will be restarted", kind.as_str().to_lowercase());
+                let text = format!(
+                    "Container {name} failed {} probe, will be restarted",
+                    kind.as_str().to_lowercase()
+                );
                 self.kill(name, grace, &text);
             }
         }
@@ -565,7 +675,10 @@ impl Worker {
     }
 
     fn is_running(&self, name: &str, id: &str) -> bool {
-        self.state.containers.get(name).is_some_and(|state| state.is_running() && state.id.as_deref() == Some(id))
+        self.state
+            .containers
+            .get(name)
+            .is_some_and(|state| state.is_running() && state.id.as_deref() == Some(id))
     }
 
     fn target(&self, container: &Container, id: &str) -> Target {
@@ -586,13 +699,21 @@ impl Worker {
     }
 
     fn kill(&mut self, name: &str, grace: Duration, message: &str) {
-        let Some(container) = find_container(&self.pod, name).cloned() else { return };
-        let Some(state) = self.state.containers.get_mut(name) else { return };
-        let (Some(id), Phase::Running { killing, .. }) = (state.id.clone(), &mut state.phase) else { return };
+        let Some(container) = find_container(&self.pod, name).cloned() else {
+            return;
+        };
+        let Some(state) = self.state.containers.get_mut(name) else {
+            return;
+        };
+        let (Some(id), Phase::Running { killing, .. }) = (state.id.clone(), &mut state.phase) else {
+            return;
+        };
         *killing = true;
         state.replaced = self.state.ending.is_none() && state.image != container.image.clone().unwrap_or_default();
         let image = state.image.clone();
-        self.host.events.pod(&self.pod, Some(name), Kind::Normal, "Killing", message);
+        self.host
+            .events
+            .pod(&self.pod, Some(name), Kind::Normal, "Killing", message);
         let (deadline_sender, deadline) = watch::channel(Instant::now() + grace);
         let target = self.target(&container, &id);
         let Some(live) = self.live.get_mut(name) else { return };
@@ -610,30 +731,45 @@ impl Worker {
     }
 
     fn exited(&mut self, id: &str, exit: warden::Exit) {
-        let Some((name, live)) = self.live.iter().find(|(_, live)| live.id == id).map(|(name, _)| name.clone())
+        let Some((name, live)) = self
+            .live
+            .iter()
+            .find(|(_, live)| live.id == id)
+            .map(|(name, _)| name.clone())
             .and_then(|name| self.live.remove_entry(&name))
         else {
             return;
         };
         live.ended.send_replace(true);
-        let Some(state) = self.state.containers.get_mut(&name) else { return };
+        let Some(state) = self.state.containers.get_mut(&name) else {
+            return;
+        };
         let started_at = match &state.phase {
             Phase::Running { started_at, .. } => Some(*started_at),
             _ => None,
         };
         let container = find_container(&self.pod, &name);
-        let log = self.host.logs(&self.pod).join(&name).join(format!("{}.log", state.attempt));
+        let log = self
+            .host
+            .logs(&self.pod)
+            .join(&name)
+            .join(format!("{}.log", state.attempt));
         let message_file = self.records.termination_message(id);
         let exit = describe_exit(id, exit, started_at, container, &message_file, &log);
         if exit.reason == "OOMKilled" {
             let text = format!("Container {name} was killed by the kernel: it used more memory than its limit");
-            self.host.events.pod(&self.pod, Some(&name), Kind::Warning, "OOMKilling", text);
+            self.host
+                .events
+                .pod(&self.pod, Some(&name), Kind::Warning, "OOMKilling", text);
         }
         state.phase = Phase::Exited(exit);
         let old = state.attempt.checked_sub(2);
         self.record(&name);
         self.tell_back_off(&name);
-        self.clean_up(id, old.map(|attempt| self.host.logs(&self.pod).join(&name).join(format!("{attempt}.log"))));
+        self.clean_up(
+            id,
+            old.map(|attempt| self.host.logs(&self.pod).join(&name).join(format!("{attempt}.log"))),
+        );
     }
 
     /// Frees what an ended container holds; its exit is already recorded.
@@ -657,13 +793,19 @@ impl Worker {
 
     /// The BackOff event, when the next start has to wait.
     fn tell_back_off(&self, name: &str) {
-        let Some(state) = self.state.containers.get(name) else { return };
-        let (Some(exit), Some(container)) = (state.exit(), find_container(&self.pod, name)) else { return };
+        let Some(state) = self.state.containers.get(name) else {
+            return;
+        };
+        let (Some(exit), Some(container)) = (state.exit(), find_container(&self.pod, name)) else {
+            return;
+        };
         let waits = state.backoff.next_attempt(exit.finished_at) > exit.finished_at;
         if waits && self.state.ending.is_none() {
             let message = status::crash_loop_message(&self.pod, container, state);
             let message = message.replacen("back-off", "Back-off", 1);
-            self.host.events.pod(&self.pod, Some(name), Kind::Warning, "BackOff", message);
+            self.host
+                .events
+                .pod(&self.pod, Some(name), Kind::Warning, "BackOff", message);
         }
     }
 
@@ -675,7 +817,9 @@ impl Worker {
             "limits of {} are not enforced: this node's cgroup v2 hierarchy has no such controller",
             missing.join(" and ")
         );
-        self.host.events.pod(&self.pod, None, Kind::Warning, "LimitsNotEnforced", message);
+        self.host
+            .events
+            .pod(&self.pod, None, Kind::Warning, "LimitsNotEnforced", message);
     }
 
     fn tear_down(&mut self) {
@@ -705,7 +849,9 @@ impl Worker {
             }
             Err(message) => {
                 tracing::warn!(pod = self.uid, message, "the pod's sandbox was not taken down");
-                self.host.events.pod(&self.pod, None, Kind::Warning, "FailedKillPod", message.clone());
+                self.host
+                    .events
+                    .pod(&self.pod, None, Kind::Warning, "FailedKillPod", message.clone());
                 let delay = self.next_retry();
                 let sender = self.sender.clone();
                 self.state.sandbox = Sandbox::TearingDown;
@@ -749,12 +895,17 @@ impl Worker {
         match result {
             Ok(fed) => self.feed_from(fed),
             Err(message) => {
-                self.host.events.pod(&self.pod, None, Kind::Warning, "FailedMount", message);
+                self.host
+                    .events
+                    .pod(&self.pod, None, Kind::Warning, "FailedMount", message);
                 let again = Timestamp::now() + self.next_retry();
                 if let Some(fed) = &mut self.fed {
                     fed.renew_at = Some(fed.renew_at.map_or(again, |at| at.max(again)));
                 } else {
-                    self.fed = Some(Fed { entries: Vec::new(), renew_at: Some(again) });
+                    self.fed = Some(Fed {
+                        entries: Vec::new(),
+                        renew_at: Some(again),
+                    });
                 }
             }
         }
@@ -804,8 +955,11 @@ impl Worker {
 
     /// A postStart hook that the last agent did not see the end of is not run twice.
     fn assume_hooked(&mut self, container: &Container) {
-        if let Some(Phase::Running { started, .. }) =
-            self.state.containers.get_mut(&container.name).map(|state| &mut state.phase)
+        if let Some(Phase::Running { started, .. }) = self
+            .state
+            .containers
+            .get_mut(&container.name)
+            .map(|state| &mut state.phase)
         {
             *started |= container.startup_probe.is_none();
         }
@@ -818,7 +972,11 @@ impl Worker {
         tokio::spawn(async move {
             let Ok(list) = warden.list().await else { return };
             for id in ids {
-                match list.iter().find(|container| container.id == id).map(|container| container.state) {
+                match list
+                    .iter()
+                    .find(|container| container.id == id)
+                    .map(|container| container.state)
+                {
                     Some(warden::ContainerState::Exited(exit)) => drop(exits.send((id, exit))),
                     Some(_) => {}
                     None => drop(exits.send((id, super::warden::unknown_exit()))),
@@ -838,7 +996,10 @@ impl Worker {
     }
 
     fn record_sandbox(&self, ips: Option<Vec<std::net::IpAddr>>) {
-        let record = SandboxRecord { start_time: self.state.start_time, ips };
+        let record = SandboxRecord {
+            start_time: self.state.start_time,
+            ips,
+        };
         self.note("sandbox", self.records.write_sandbox(&record));
     }
 

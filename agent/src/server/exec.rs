@@ -24,11 +24,9 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 
@@ -84,10 +82,16 @@ pub fn answer(
         Err((status, message)) => return text(status, message),
     };
     let Some(key) = websocket_key(request.headers()) else {
-        return text(StatusCode::BAD_REQUEST, "exec needs a WebSocket: send Connection: Upgrade and Upgrade: websocket");
+        return text(
+            StatusCode::BAD_REQUEST,
+            "exec needs a WebSocket: send Connection: Upgrade and Upgrade: websocket",
+        );
     };
     let Some(protocol) = protocol(request.headers()) else {
-        return text(StatusCode::FORBIDDEN, format!("no common protocol: this node speaks {}", PROTOCOLS.join(", ")));
+        return text(
+            StatusCode::FORBIDDEN,
+            format!("no common protocol: this node speaks {}", PROTOCOLS.join(", ")),
+        );
     };
     let upgrade = hyper::upgrade::on(&mut request);
     let host = Arc::clone(host);
@@ -95,8 +99,9 @@ pub fn answer(
         let _permit = permit;
         match upgrade.await {
             Ok(upgraded) => {
-                let limits =
-                    WebSocketConfig::default().max_message_size(Some(FRAME_MAX)).max_frame_size(Some(FRAME_MAX));
+                let limits = WebSocketConfig::default()
+                    .max_message_size(Some(FRAME_MAX))
+                    .max_frame_size(Some(FRAME_MAX));
                 let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(limits)).await;
                 Session { host, wanted }.serve(socket).await;
             }
@@ -115,15 +120,32 @@ pub fn answer(
     response
 }
 
-fn wanted(host: &Host, namespace: &str, pod: &str, container: &str, query: &Query) -> Result<Wanted, (StatusCode, String)> {
-    let view = host.views.find(namespace, pod).ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{pod}\" not found")))?;
+fn wanted(
+    host: &Host,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    query: &Query,
+) -> Result<Wanted, (StatusCode, String)> {
+    let view = host
+        .views
+        .find(namespace, pod)
+        .ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{pod}\" not found")))?;
     let known = view.containers.get(container);
     let known = known.ok_or_else(|| (StatusCode::NOT_FOUND, format!("container not found ({container:?})")))?;
     let id = known.id.clone().filter(|_| known.running);
-    let id = id.ok_or_else(|| (StatusCode::BAD_REQUEST, format!("container {container:?} of pod {pod:?} is not running")))?;
+    let id = id.ok_or_else(|| {
+        (
+            StatusCode::BAD_REQUEST,
+            format!("container {container:?} of pod {pod:?} is not running"),
+        )
+    })?;
     let command = query.all("command");
     if command.is_empty() {
-        return Err((StatusCode::BAD_REQUEST, "you must specify at least 1 command for the exec".to_owned()));
+        return Err((
+            StatusCode::BAD_REQUEST,
+            "you must specify at least 1 command for the exec".to_owned(),
+        ));
     }
     let uid = view.pod.metadata.uid.as_deref().unwrap_or_default();
     let either = |one: &str, other: &str| query.flag(one) || query.flag(other);
@@ -140,16 +162,28 @@ fn wanted(host: &Host, namespace: &str, pod: &str, container: &str, query: &Quer
     if wanted.stdin || wanted.stdout || wanted.stderr {
         Ok(wanted)
     } else {
-        Err((StatusCode::BAD_REQUEST, "you must specify at least 1 of stdin, stdout, stderr".to_owned()))
+        Err((
+            StatusCode::BAD_REQUEST,
+            "you must specify at least 1 of stdin, stdout, stderr".to_owned(),
+        ))
     }
 }
 
 fn websocket_key(headers: &HeaderMap) -> Option<String> {
     let has = |name, token: &str| {
-        headers.get_all(name).iter().any(|value| value.to_str().is_ok_and(|text| text.to_ascii_lowercase().contains(token)))
+        headers.get_all(name).iter().any(|value| {
+            value
+                .to_str()
+                .is_ok_and(|text| text.to_ascii_lowercase().contains(token))
+        })
     };
     let asked = has(CONNECTION, "upgrade") && has(UPGRADE, "websocket");
-    headers.get(SEC_WEBSOCKET_KEY).filter(|_| asked)?.to_str().ok().map(str::to_owned)
+    headers
+        .get(SEC_WEBSOCKET_KEY)
+        .filter(|_| asked)?
+        .to_str()
+        .ok()
+        .map(str::to_owned)
 }
 
 fn protocol(headers: &HeaderMap) -> Option<&'static str> {
@@ -182,7 +216,10 @@ impl Session {
         };
         if let Some(status) = status {
             let _ = sink.send(frame(ERROR, status.to_string().as_bytes())).await;
-            let farewell = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+            let farewell = CloseFrame {
+                code: CloseCode::Normal,
+                reason: Utf8Bytes::default(),
+            };
             let _ = sink.send(Message::Close(Some(farewell))).await;
             // The client closes in its turn; until then the connection must stay, or what was sent may be lost.
             let _ = tokio::time::timeout(FAREWELL, &mut input).await;
@@ -217,7 +254,13 @@ impl Session {
             Err(error) => return Some(failure(&format!("waiting for the exec: {error}"))),
         };
         // An empty frame tells the client that the streams are up.
-        let first = if self.wanted.stdout { STDOUT } else if self.wanted.stderr { STDERR } else { ERROR };
+        let first = if self.wanted.stdout {
+            STDOUT
+        } else if self.wanted.stderr {
+            STDERR
+        } else {
+            ERROR
+        };
         sink.send(frame(first, &[])).await.ok()?;
         let console = started.console.and_then(|fd| Stream::new(fd).ok()).map(Arc::new);
         let (sender, mut output) = mpsc::channel(4);
@@ -331,7 +374,12 @@ async fn receive(mut stream: SplitStream<Socket>, incoming: oneshot::Receiver<Ch
 fn window_size(bytes: &[u8]) -> Option<Winsize> {
     let size: Value = serde_json::from_slice(bytes).ok()?;
     let number = |name: &str| size[name].as_u64().and_then(|number| u16::try_from(number).ok());
-    Some(Winsize { ws_row: number("Height")?, ws_col: number("Width")?, ws_xpixel: 0, ws_ypixel: 0 })
+    Some(Winsize {
+        ws_row: number("Height")?,
+        ws_col: number("Width")?,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    })
 }
 
 /// Reads until the end and passes everything on.
@@ -414,7 +462,10 @@ mod tests {
             headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(text));
             protocol(&headers)
         };
-        assert_eq!(offered("v4.channel.k8s.io, v5.channel.k8s.io"), Some("v5.channel.k8s.io"));
+        assert_eq!(
+            offered("v4.channel.k8s.io, v5.channel.k8s.io"),
+            Some("v5.channel.k8s.io")
+        );
         assert_eq!(offered("v4.channel.k8s.io"), Some("v4.channel.k8s.io"));
         assert_eq!(offered("channel.k8s.io"), None);
     }
@@ -424,7 +475,10 @@ mod tests {
         assert_eq!(exit_status(Some(0))["status"], "Success");
         let status = exit_status(Some(3));
         assert_eq!(status["reason"], "NonZeroExitCode");
-        assert_eq!(status["details"]["causes"][0], json!({"reason": "ExitCode", "message": "3"}));
+        assert_eq!(
+            status["details"]["causes"][0],
+            json!({"reason": "ExitCode", "message": "3"})
+        );
     }
 
     #[test]

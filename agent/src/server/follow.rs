@@ -48,7 +48,9 @@ impl Source {
             known.attempt.checked_sub(1).or_else(|| known.id.as_ref().map(|_| 0))
         };
         let directory = host.logs(&view.pod).join(container);
-        let found = attempt.map(|attempt| (attempt, directory.join(format!("{attempt}.log")))).filter(|(_, path)| path.exists());
+        let found = attempt
+            .map(|attempt| (attempt, directory.join(format!("{attempt}.log"))))
+            .filter(|(_, path)| path.exists());
         let missing = || {
             if previous {
                 format!("previous terminated container {container:?} in pod {name:?} not found")
@@ -68,7 +70,10 @@ impl Source {
     fn is_running(&self, host: &Host) -> bool {
         host.views.all().iter().any(|view| {
             view.pod.metadata.uid.as_ref() == Some(&self.uid)
-                && view.containers.get(&self.container).is_some_and(|known| known.running && known.attempt == self.attempt)
+                && view
+                    .containers
+                    .get(&self.container)
+                    .is_some_and(|known| known.running && known.attempt == self.attempt)
         })
     }
 }
@@ -81,8 +86,17 @@ pub async fn stream(host: &Arc<Host>, source: Source, options: Options, sender: 
     }
 }
 
-async fn try_stream(host: &Arc<Host>, source: &Source, options: &Options, sender: &mpsc::Sender<Bytes>) -> io::Result<()> {
-    let mut watcher = if options.follow { Some(Watcher::new(&source.path)?) } else { None };
+async fn try_stream(
+    host: &Arc<Host>,
+    source: &Source,
+    options: &Options,
+    sender: &mpsc::Sender<Bytes>,
+) -> io::Result<()> {
+    let mut watcher = if options.follow {
+        Some(Watcher::new(&source.path)?)
+    } else {
+        None
+    };
     let mut changes = host.views.changes();
     let mut renderer = Renderer::new(options);
     let mut current = File::open(&source.path)?;
@@ -109,7 +123,9 @@ async fn try_stream(host: &Arc<Host>, source: &Source, options: &Options, sender
             current = next;
             continue;
         }
-        let Some(watcher) = watcher.as_mut().filter(|_| running) else { return Ok(()) };
+        let Some(watcher) = watcher.as_mut().filter(|_| running) else {
+            return Ok(());
+        };
         tokio::select! {
             changed = watcher.changed() => changed?,
             _ = changes.changed() => {}
@@ -178,7 +194,12 @@ fn tail_position(file: &mut File, wanted: &mut usize) -> io::Result<Option<u64>>
         let size = usize::try_from(end - begin).unwrap_or(CHUNK);
         file.seek(SeekFrom::Start(begin))?;
         file.read_exact(&mut chunk[..size])?;
-        for (offset, _) in chunk[..size].iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+        for (offset, _) in chunk[..size]
+            .iter()
+            .enumerate()
+            .rev()
+            .filter(|(_, byte)| **byte == b'\n')
+        {
             let position = begin + offset as u64;
             if position + 1 == length {
                 continue;
@@ -205,7 +226,9 @@ impl Watcher {
         let directory = path.parent().unwrap_or(Path::new("/"));
         let events = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
         inotify::add_watch(&queue, directory, events)?;
-        Ok(Watcher { queue: fd::watch(queue)? })
+        Ok(Watcher {
+            queue: fd::watch(queue)?,
+        })
     }
 
     /// Waits for a change and takes all that are there.
@@ -233,7 +256,10 @@ mod tests {
         let (_, mut file) = file(dir.path(), "f", text);
         let mut wanted = lines;
         let position = tail_position(&mut file, &mut wanted).unwrap();
-        (position.map(|at| text[usize::try_from(at).unwrap()..].to_owned()), wanted)
+        (
+            position.map(|at| text[usize::try_from(at).unwrap()..].to_owned()),
+            wanted,
+        )
     }
 
     #[test]
@@ -268,7 +294,10 @@ mod tests {
         let (path, current) = file(dir.path(), "l", "old");
         assert!(successor(&current, &path).unwrap().is_none());
         std::fs::rename(&path, dir.path().join("l.1")).unwrap();
-        assert!(successor(&current, &path).unwrap().is_none(), "the new one is not there yet");
+        assert!(
+            successor(&current, &path).unwrap().is_none(),
+            "the new one is not there yet"
+        );
         std::fs::write(&path, "new").unwrap();
         assert!(successor(&current, &path).unwrap().is_some());
     }

@@ -30,12 +30,18 @@ impl Options {
             query
                 .get(name)
                 .filter(|text| !text.is_empty())
-                .map(|text| text.parse().map_err(|_| format!("{name}: {text:?} is not a number from 0 on")))
+                .map(|text| {
+                    text.parse()
+                        .map_err(|_| format!("{name}: {text:?} is not a number from 0 on"))
+                })
                 .transpose()
         };
         let since_time = query.get("sinceTime").filter(|text| !text.is_empty());
         let since_time: Option<Timestamp> = since_time
-            .map(|text| text.parse().map_err(|_| format!("sinceTime: {text:?} is not an RFC 3339 time")))
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| format!("sinceTime: {text:?} is not an RFC 3339 time"))
+            })
             .transpose()?;
         let since_seconds = number("sinceSeconds")?
             .map(|seconds| now - std::time::Duration::from_secs(seconds.min(u64::from(u32::MAX))));
@@ -98,11 +104,15 @@ impl Renderer {
 
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>) {
         let mut parts = line.splitn(4, |byte| *byte == b' ');
-        let (Some(time), Some(_), Some(tag)) = (parts.next(), parts.next(), parts.next()) else { return };
+        let (Some(time), Some(_), Some(tag)) = (parts.next(), parts.next(), parts.next()) else {
+            return;
+        };
         let text = parts.next().unwrap_or_default();
         if !self.continues {
             self.skipping = self.since.is_some_and(|since| {
-                let parsed = std::str::from_utf8(time).ok().and_then(|time| time.parse::<Timestamp>().ok());
+                let parsed = std::str::from_utf8(time)
+                    .ok()
+                    .and_then(|time| time.parse::<Timestamp>().ok());
                 parsed.is_some_and(|time| time < since)
             });
         }
@@ -154,11 +164,29 @@ mod tests {
     #[test]
     fn times_since_and_limit_apply() {
         let with = |options: Options| rendered(&options, 1000);
-        let timestamps = with(Options { timestamps: true, ..Options::default() });
-        assert_eq!(timestamps, "2026-01-01T00:00:00.1Z one\n2026-01-01T00:00:01.1Z two\n2026-01-01T00:00:03Z \n");
+        let timestamps = with(Options {
+            timestamps: true,
+            ..Options::default()
+        });
+        assert_eq!(
+            timestamps,
+            "2026-01-01T00:00:00.1Z one\n2026-01-01T00:00:01.1Z two\n2026-01-01T00:00:03Z \n"
+        );
         let since = "2026-01-01T00:00:01Z".parse().ok();
-        assert_eq!(with(Options { since, ..Options::default() }), "two\n\n");
-        assert_eq!(with(Options { limit: Some(5), ..Options::default() }), "one\nt");
+        assert_eq!(
+            with(Options {
+                since,
+                ..Options::default()
+            }),
+            "two\n\n"
+        );
+        assert_eq!(
+            with(Options {
+                limit: Some(5),
+                ..Options::default()
+            }),
+            "one\nt"
+        );
     }
 
     #[test]

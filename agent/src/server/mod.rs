@@ -74,11 +74,15 @@ impl Server {
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
+            let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else {
+                continue;
+            };
             let (server, acceptor) = (Arc::clone(&self), acceptor.clone());
             tokio::spawn(async move {
                 let _permit = permit;
-                let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
+                let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
+                    return;
+                };
                 let allowed = tls::is_allowed(stream.get_ref().1.peer_certificates());
                 let service = service_fn(move |request| {
                     let server = Arc::clone(&server);
@@ -99,7 +103,10 @@ impl Server {
     async fn answer(&self, request: Request<Incoming>, allowed: bool) -> Response<Body> {
         let path = request.uri().path().to_owned();
         if !allowed {
-            return text(StatusCode::FORBIDDEN, "Forbidden: this client certificate may not use the kubelet API");
+            return text(
+                StatusCode::FORBIDDEN,
+                "Forbidden: this client certificate may not use the kubelet API",
+            );
         }
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         match (request.method(), &parts[..]) {
@@ -111,7 +118,10 @@ impl Server {
             (&Method::GET | &Method::POST, ["exec", namespace, pod, container]) => {
                 let (namespace, pod, container) = (*namespace, *pod, *container);
                 let Ok(permit) = Arc::clone(&self.execs).try_acquire_owned() else {
-                    return text(StatusCode::TOO_MANY_REQUESTS, "too many execs run on this node; try again later");
+                    return text(
+                        StatusCode::TOO_MANY_REQUESTS,
+                        "too many execs run on this node; try again later",
+                    );
                 };
                 exec::answer(&self.host, namespace, pod, container, request, permit)
             }
@@ -139,7 +149,10 @@ impl Server {
             Err(message) => return text(StatusCode::BAD_REQUEST, message),
         };
         let Ok(permit) = Arc::clone(&self.logs).try_acquire_owned() else {
-            return text(StatusCode::TOO_MANY_REQUESTS, "too many logs are read on this node; try again later");
+            return text(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many logs are read on this node; try again later",
+            );
         };
         let (sender, receiver) = mpsc::channel(4);
         let host = Arc::clone(&self.host);
@@ -148,11 +161,16 @@ impl Server {
             follow::stream(&host, source, options, sender).await;
         });
         let frames = futures_util::stream::unfold(receiver, |mut receiver| async {
-            receiver.recv().await.map(|bytes: Bytes| (Ok::<_, Infallible>(Frame::data(bytes)), receiver))
+            receiver
+                .recv()
+                .await
+                .map(|bytes: Bytes| (Ok::<_, Infallible>(Frame::data(bytes)), receiver))
         });
         let body = BodyExt::boxed(StreamBody::new(frames));
         let mut response = Response::new(body);
-        response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("text/plain"));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, http::HeaderValue::from_static("text/plain"));
         response
     }
 }
@@ -164,6 +182,8 @@ fn text(status: StatusCode, message: impl Into<String>) -> Response<Body> {
 fn respond(status: StatusCode, kind: &'static str, content: String) -> Response<Body> {
     let mut response = Response::new(Full::new(Bytes::from(content)).boxed());
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
 }

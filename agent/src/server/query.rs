@@ -9,23 +9,40 @@ pub struct Query(Vec<(String, String)>);
 impl Query {
     /// Of a request's target.
     pub fn of(uri: &Uri) -> Self {
-        let pairs = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-        Query(pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect())
+        let pairs = uri
+            .query()
+            .unwrap_or_default()
+            .split('&')
+            .filter(|pair| !pair.is_empty());
+        Query(
+            pairs
+                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+                .map(|(k, v)| (decode(k), decode(v)))
+                .collect(),
+        )
     }
 
     /// The first value of a name.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Every value of a name.
     pub fn all(&self, name: &str) -> Vec<String> {
-        self.0.iter().filter(|(other, _)| other == name).map(|(_, value)| value.clone()).collect()
+        self.0
+            .iter()
+            .filter(|(other, _)| other == name)
+            .map(|(_, value)| value.clone())
+            .collect()
     }
 
     /// Whether a name is given and not false.
     pub fn flag(&self, name: &str) -> bool {
-        self.get(name).is_some_and(|value| !matches!(value, "false" | "0" | "False"))
+        self.get(name)
+            .is_some_and(|value| !matches!(value, "false" | "0" | "False"))
     }
 }
 
@@ -59,7 +76,11 @@ mod tests {
 
     #[test]
     fn pairs_are_decoded_in_order() {
-        let query = Query::of(&"/exec?command=sh&command=-c&command=echo+%22a%26b%22%20%zz&tty=true&stdin=false".parse().unwrap());
+        let query = Query::of(
+            &"/exec?command=sh&command=-c&command=echo+%22a%26b%22%20%zz&tty=true&stdin=false"
+                .parse()
+                .unwrap(),
+        );
         assert_eq!(query.all("command"), ["sh", "-c", "echo \"a&b\" %zz"]);
         assert!(query.flag("tty") && !query.flag("stdin") && !query.flag("stdout"));
     }

@@ -61,18 +61,31 @@ pub fn load(config: &AgentConfig) -> Result<TlsAcceptor, Error> {
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let failed = |source| Error::Pem { what, path: path.to_owned(), source };
-    CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)
+    let failed = |source| Error::Pem {
+        what,
+        path: path.to_owned(),
+        source,
+    };
+    CertificateDer::pem_file_iter(path)
+        .map_err(failed)?
+        .collect::<Result<_, _>>()
+        .map_err(failed)
 }
 
 /// Whether the owner of a verified certificate may use the API: the API server, or an administrator.
 pub fn is_allowed(chain: Option<&[CertificateDer<'_>]>) -> bool {
-    let Some(Ok((_, certificate))) = chain.and_then(|chain| chain.first()).map(|leaf| X509Certificate::from_der(leaf)) else {
+    let Some(Ok((_, certificate))) = chain
+        .and_then(|chain| chain.first())
+        .map(|leaf| X509Certificate::from_der(leaf))
+    else {
         return false;
     };
     let subject = certificate.subject();
     let is_api_server = subject.iter_common_name().any(|name| name.as_str() == Ok(API_SERVER));
-    is_api_server || subject.iter_organization().any(|group| group.as_str() == Ok(ADMINISTRATORS))
+    is_api_server
+        || subject
+            .iter_organization()
+            .any(|group| group.as_str() == Ok(ADMINISTRATORS))
 }
 
 #[cfg(test)]

@@ -42,7 +42,10 @@ pub fn is_valid_path(path: &str) -> bool {
 /// Makes `target` contain exactly `payload`. Returns whether anything changed.
 pub fn write(target: &Path, payload: &Payload, group: Option<u32>, now: Timestamp) -> io::Result<bool> {
     if let Some(bad) = payload.keys().find(|path| !is_valid_path(path)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("invalid path {bad:?} in the volume")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("invalid path {bad:?} in the volume"),
+        ));
     }
     let old = fs::read_link(target.join(DATA)).ok();
     if let Some(old) = &old
@@ -79,7 +82,9 @@ fn expose(target: &Path, payload: &Payload) -> io::Result<()> {
     for entry in fs::read_dir(target)? {
         let entry = entry?;
         let name = entry.file_name();
-        let stale = name.to_str().is_none_or(|name| !name.starts_with("..") && !wanted.contains(name));
+        let stale = name
+            .to_str()
+            .is_none_or(|name| !name.starts_with("..") && !wanted.contains(name));
         if stale && entry.file_type()?.is_symlink() {
             fs::remove_file(entry.path())?;
         }
@@ -97,7 +102,11 @@ fn write_file(directory: &Path, path: &str, file: &File, group: Option<u32>) -> 
         }
     }
     let mode = effective_mode(file.mode, group);
-    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&full)?;
+    let mut out = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&full)?;
     out.write_all(&file.data)?;
     if file.uid.is_some() || group.is_some() {
         chown(&full, file.uid, group)?;
@@ -160,8 +169,15 @@ mod tests {
     use super::*;
 
     fn payload(files: &[(&str, &str)]) -> Payload {
-        let file = |text: &str| File { data: text.as_bytes().to_vec(), mode: 0o644, uid: None };
-        files.iter().map(|(path, text)| ((*path).to_owned(), file(text))).collect()
+        let file = |text: &str| File {
+            data: text.as_bytes().to_vec(),
+            mode: 0o644,
+            uid: None,
+        };
+        files
+            .iter()
+            .map(|(path, text)| ((*path).to_owned(), file(text)))
+            .collect()
     }
 
     fn at(second: i64) -> Timestamp {
@@ -169,7 +185,9 @@ mod tests {
     }
 
     fn visible(dir: &Path) -> Vec<String> {
-        let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let names = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<String> = names.filter(|name| !name.starts_with("..")).collect();
         names.sort();
         names
@@ -190,7 +208,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), &payload(&[("a", "1"), ("gone", "x")]), None, at(0)).unwrap();
         let before = fs::read_link(dir.path().join(DATA)).unwrap();
-        assert!(!write(dir.path(), &payload(&[("a", "1"), ("gone", "x")]), None, at(1)).unwrap(), "unchanged");
+        assert!(
+            !write(dir.path(), &payload(&[("a", "1"), ("gone", "x")]), None, at(1)).unwrap(),
+            "unchanged"
+        );
         assert_eq!(fs::read_link(dir.path().join(DATA)).unwrap(), before);
         assert!(write(dir.path(), &payload(&[("a", "2")]), None, at(2)).unwrap());
         assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), "2");
@@ -204,7 +225,10 @@ mod tests {
         for bad in ["../x", "/etc/passwd", "a/../../x", "", "..data", "a/./../b"] {
             assert!(!is_valid_path(bad), "{bad}");
             let dir = tempfile::tempdir().unwrap();
-            assert!(write(dir.path(), &payload(&[(bad, "x")]), None, at(0)).is_err(), "{bad}");
+            assert!(
+                write(dir.path(), &payload(&[(bad, "x")]), None, at(0)).is_err(),
+                "{bad}"
+            );
         }
         assert!(is_valid_path("a/b"));
     }

@@ -42,18 +42,30 @@ impl VolumeDirs {
     /// Those of the pod `uid`.
     #[must_use]
     pub fn of(volumes_dir: &Path, memory_dir: &Path, uid: &str) -> Self {
-        VolumeDirs { disk: volumes_dir.join(uid), memory: memory_dir.join(uid) }
+        VolumeDirs {
+            disk: volumes_dir.join(uid),
+            memory: memory_dir.join(uid),
+        }
     }
 
     /// Where a volume of the pod is, whether it was made or not. Volumes of other kinds are refused when made.
     #[must_use]
     pub fn place(&self, volume: &Volume) -> Place {
         if payload::is_payload(volume) {
-            return Place { path: self.memory.join(&volume.name), read_only: true };
+            return Place {
+                path: self.memory.join(&volume.name),
+                read_only: true,
+            };
         }
         match &volume.host_path {
-            Some(source) => Place { path: PathBuf::from(&source.path), read_only: false },
-            None => Place { path: self.disk.join(&volume.name), read_only: false },
+            Some(source) => Place {
+                path: PathBuf::from(&source.path),
+                read_only: false,
+            },
+            None => Place {
+                path: self.disk.join(&volume.name),
+                read_only: false,
+            },
         }
     }
 
@@ -91,7 +103,10 @@ impl VolumeDirs {
         } else if let Some(source) = &volume.empty_dir {
             self.empty_dir(&volume.name, source, group)
         } else {
-            Err(VolumeError::refused(&volume.name, "this node does not support this kind of volume"))
+            Err(VolumeError::refused(
+                &volume.name,
+                "this node does not support this kind of volume",
+            ))
         }
     }
 
@@ -117,7 +132,11 @@ impl VolumeDirs {
             "" => {}
             "Memory" if is_mounted(&path) => return Ok(()),
             "Memory" => {
-                let limit = source.size_limit.as_ref().and_then(|limit| Amount::parse(&limit.0)).map(Amount::value);
+                let limit = source
+                    .size_limit
+                    .as_ref()
+                    .and_then(|limit| Amount::parse(&limit.0))
+                    .map(Amount::value);
                 let options = match limit {
                     Some(bytes) if bytes > 0 => format!("mode=0777,size={bytes}"),
                     _ => "mode=0777".to_owned(),
@@ -152,11 +171,15 @@ fn fs_group(pod: &Pod) -> Option<u32> {
 /// Makes sure that `directory` keeps its content in memory: on a tmpfs, one that is mounted here if need be.
 pub fn ensure_memory(directory: &Path) -> io::Result<()> {
     make_dir(directory, 0o755)?;
-    if on_tmpfs(directory) { Ok(()) } else { mount_tmpfs(directory, "mode=0755").map_err(Into::into) }
+    if on_tmpfs(directory) {
+        Ok(())
+    } else {
+        mount_tmpfs(directory, "mode=0755").map_err(Into::into)
+    }
 }
 
 fn on_tmpfs(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|stat| i64::from(stat.f_type) == TMPFS_MAGIC)
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC)
 }
 
 fn mount_tmpfs(path: &Path, options: &str) -> rustix::io::Result<()> {
@@ -181,7 +204,10 @@ pub fn is_mounted(path: &Path) -> bool {
 
 /// Unmounts all that is mounted at or below `directory`, the latest first.
 pub fn unmount_below(directory: &Path) -> io::Result<()> {
-    let mut below: Vec<PathBuf> = mounts()?.into_iter().filter(|mount| mount.starts_with(directory)).collect();
+    let mut below: Vec<PathBuf> = mounts()?
+        .into_iter()
+        .filter(|mount| mount.starts_with(directory))
+        .collect();
     while let Some(mount) = below.pop() {
         match unmount(&mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
@@ -194,13 +220,19 @@ pub fn unmount_below(directory: &Path) -> io::Result<()> {
 /// Mount points in the order of mounting, from mountinfo (proc_pid_mountinfo(5)).
 fn mounts() -> io::Result<Vec<PathBuf>> {
     let text = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(text.lines().filter_map(|line| line.split(' ').nth(4)).map(|path| PathBuf::from(unescape(path))).collect())
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|path| PathBuf::from(unescape(path)))
+        .collect())
 }
 
 /// mountinfo writes space, tab, newline and backslash as three octal digits.
 fn unescape(path: &str) -> String {
     let codes: BTreeMap<&str, &str> = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")].into();
-    codes.into_iter().fold(path.to_owned(), |text, (code, plain)| text.replace(code, plain))
+    codes
+        .into_iter()
+        .fold(path.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }
 
 /// Removes a directory and what is in it; absent is fine.
@@ -227,9 +259,15 @@ mod tests {
 
     fn with_pod(volumes: serde_json::Value, check: impl FnOnce(&VolumeDirs, Result<(), VolumeError>)) {
         let dir = tempfile::tempdir().unwrap();
-        let dirs = Cleared(VolumeDirs::of(&dir.path().join("disk"), &dir.path().join("memory"), "uid"));
-        let pod: Pod = from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": [], "volumes": volumes,
-            "securityContext": {"fsGroup": 4321}}}))
+        let dirs = Cleared(VolumeDirs::of(
+            &dir.path().join("disk"),
+            &dir.path().join("memory"),
+            "uid",
+        ));
+        let pod: Pod = from_value(
+            json!({"metadata": {"name": "p"}, "spec": {"containers": [], "volumes": volumes,
+            "securityContext": {"fsGroup": 4321}}}),
+        )
         .unwrap();
         let sources = Sources {
             pod: &pod,
@@ -237,7 +275,9 @@ mod tests {
             objects: &Objects::default(),
             tokens: &BTreeMap::new(),
         };
-        let result = dirs.0.set_up(&pod, &sources, Timestamp::from_second(1_800_000_000).unwrap());
+        let result = dirs
+            .0
+            .set_up(&pod, &sources, Timestamp::from_second(1_800_000_000).unwrap());
         check(&dirs.0, result);
         dirs.0.tear_down().unwrap();
         assert!(!dirs.0.disk.exists() && !dirs.0.memory.exists());
@@ -245,7 +285,8 @@ mod tests {
 
     #[test]
     fn memory_volumes_are_sized_and_leave_no_mount() {
-        with_pod(json!([{"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}, {"name": "d", "emptyDir": {}}]),
+        with_pod(
+            json!([{"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}, {"name": "d", "emptyDir": {}}]),
             |dirs, result| {
                 result.expect("needs root");
                 assert!(is_mounted(&dirs.disk.join("m")));
@@ -254,14 +295,18 @@ mod tests {
                 use std::os::unix::fs::MetadataExt as _;
                 let made = fs::metadata(dirs.disk.join("d")).unwrap();
                 assert_eq!((made.gid(), made.mode() & 0o7777), (4321, 0o2777));
-            });
+            },
+        );
     }
 
     #[test]
     fn unknown_kinds_are_refused_by_name() {
-        with_pod(json!([{"name": "n", "nfs": {"server": "s", "path": "/p"}}]), |_, result| {
-            assert!(result.unwrap_err().to_string().contains("\"n\""));
-        });
+        with_pod(
+            json!([{"name": "n", "nfs": {"server": "s", "path": "/p"}}]),
+            |_, result| {
+                assert!(result.unwrap_err().to_string().contains("\"n\""));
+            },
+        );
     }
 
     #[test]

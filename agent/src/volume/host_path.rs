@@ -12,7 +12,10 @@ use super::VolumeError;
 pub fn set_up(volume: &str, source: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
     let path = PathBuf::from(&source.path);
     if !path.is_absolute() || path.components().any(|part| part == std::path::Component::ParentDir) {
-        return Err(VolumeError::refused(volume, format!("hostPath {:?} must be absolute and without ..", source.path)));
+        return Err(VolumeError::refused(
+            volume,
+            format!("hostPath {:?} must be absolute and without ..", source.path),
+        ));
     }
     let kind = source.type_.as_deref().unwrap_or_default();
     match kind {
@@ -35,7 +38,10 @@ fn check(volume: &str, path: &Path, kind: &str) -> Result<(), VolumeError> {
         let expected = if kind.is_empty() { "path" } else { kind };
         return Err(VolumeError::refused(
             volume,
-            format!("hostPath type check failed: {} does not exist, expected: {expected}", path.display()),
+            format!(
+                "hostPath type check failed: {} does not exist, expected: {expected}",
+                path.display()
+            ),
         ));
     };
     let found = metadata.file_type();
@@ -51,7 +57,10 @@ fn check(volume: &str, path: &Path, kind: &str) -> Result<(), VolumeError> {
     if fits {
         Ok(())
     } else {
-        Err(VolumeError::refused(volume, format!("hostPath type check failed: {} is not a {kind}", path.display())))
+        Err(VolumeError::refused(
+            volume,
+            format!("hostPath type check failed: {} is not a {kind}", path.display()),
+        ))
     }
 }
 
@@ -60,7 +69,10 @@ mod tests {
     use super::*;
 
     fn source(path: &Path, kind: &str) -> HostPathVolumeSource {
-        HostPathVolumeSource { path: path.to_str().unwrap().to_owned(), type_: Some(kind.to_owned()) }
+        HostPathVolumeSource {
+            path: path.to_str().unwrap().to_owned(),
+            type_: Some(kind.to_owned()),
+        }
     }
 
     #[test]

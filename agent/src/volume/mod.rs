@@ -42,7 +42,10 @@ pub enum VolumeError {
 impl VolumeError {
     /// A refusal.
     pub fn refused(volume: &str, message: impl Into<String>) -> Self {
-        VolumeError::Refused { volume: volume.to_owned(), message: message.into() }
+        VolumeError::Refused {
+            volume: volume.to_owned(),
+            message: message.into(),
+        }
     }
 
     /// For `map_err` after a system call on `path`.
@@ -52,6 +55,11 @@ impl VolumeError {
         path: &Path,
     ) -> impl FnOnce(E) -> VolumeError {
         let (volume, path) = (volume.to_owned(), path.to_owned());
-        move |source| VolumeError::System { volume, action, path, source: source.into() }
+        move |source| VolumeError::System {
+            volume,
+            action,
+            path,
+            source: source.into(),
+        }
     }
 }

@@ -44,7 +44,9 @@ impl TokenKey {
 pub fn tokens(pod: &Pod) -> impl Iterator<Item = TokenKey> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     let projections = volumes.flat_map(|volume| volume.projected.iter().flat_map(|p| p.sources.iter().flatten()));
-    projections.filter_map(|projection| projection.service_account_token.as_ref()).map(TokenKey::of)
+    projections
+        .filter_map(|projection| projection.service_account_token.as_ref())
+        .map(TokenKey::of)
 }
 
 /// What payloads are computed from.
@@ -62,7 +64,10 @@ pub struct Sources<'a> {
 /// Whether `volume` is one of those computed here.
 #[must_use]
 pub fn is_payload(volume: &Volume) -> bool {
-    volume.config_map.is_some() || volume.secret.is_some() || volume.downward_api.is_some() || volume.projected.is_some()
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
 }
 
 /// The files of `volume`.
@@ -73,9 +78,19 @@ pub fn compute(volume: &Volume, sources: &Sources<'_>) -> Result<Payload, String
         config_map(&mut files, &source.name, &selection, sources)?;
     } else if let Some(source) = &volume.secret {
         let selection = Selection::new(source.items.as_deref(), source.default_mode, source.optional);
-        secret(&mut files, source.secret_name.as_deref().unwrap_or_default(), &selection, sources)?;
+        secret(
+            &mut files,
+            source.secret_name.as_deref().unwrap_or_default(),
+            &selection,
+            sources,
+        )?;
     } else if let Some(source) = &volume.downward_api {
-        downward(&mut files, source.items.as_deref().unwrap_or_default(), source.default_mode, sources)?;
+        downward(
+            &mut files,
+            source.items.as_deref().unwrap_or_default(),
+            source.default_mode,
+            sources,
+        )?;
     } else if let Some(projected) = &volume.projected {
         let mode = projected.default_mode;
         for projection in projected.sources.iter().flatten() {
@@ -94,7 +109,9 @@ pub fn compute(volume: &Volume, sources: &Sources<'_>) -> Result<Payload, String
                 token(&mut files, source, mode, sources)?;
             }
             if projection.cluster_trust_bundle.is_some() || projection.pod_certificate.is_some() {
-                return Err("clusterTrustBundle and podCertificate projections are not supported by this node".to_owned());
+                return Err(
+                    "clusterTrustBundle and podCertificate projections are not supported by this node".to_owned(),
+                );
             }
         }
     }
@@ -110,12 +127,20 @@ struct Selection<'a> {
 impl<'a> Selection<'a> {
     fn new(items: Option<&'a [KeyToPath]>, mode: Option<i32>, optional: Option<bool>) -> Self {
         let items = items.filter(|items| !items.is_empty());
-        Selection { items, mode: mode.unwrap_or(DEFAULT_MODE), optional: optional == Some(true) }
+        Selection {
+            items,
+            mode: mode.unwrap_or(DEFAULT_MODE),
+            optional: optional == Some(true),
+        }
     }
 
     fn apply(&self, files: &mut Payload, what: &str, entries: &BTreeMap<&str, &[u8]>) -> Result<(), String> {
         let Some(items) = self.items else {
-            files.extend(entries.iter().map(|(key, data)| ((*key).to_owned(), file(data.to_vec(), self.mode))));
+            files.extend(
+                entries
+                    .iter()
+                    .map(|(key, data)| ((*key).to_owned(), file(data.to_vec(), self.mode))),
+            );
             return Ok(());
         };
         for item in items {
@@ -132,31 +157,56 @@ impl<'a> Selection<'a> {
 }
 
 fn file(data: Vec<u8>, mode: i32) -> File {
-    File { data, mode: u32::try_from(mode).unwrap_or(0o644) & 0o777, uid: None }
+    File {
+        data,
+        mode: u32::try_from(mode).unwrap_or(0o644) & 0o777,
+        uid: None,
+    }
 }
 
 fn config_map(files: &mut Payload, name: &str, selection: &Selection<'_>, sources: &Sources<'_>) -> Result<(), String> {
     let Some(map) = sources.objects.config_map(name) else {
-        return if selection.optional { Ok(()) } else { Err(format!("configmap {name:?} not found")) };
+        return if selection.optional {
+            Ok(())
+        } else {
+            Err(format!("configmap {name:?} not found"))
+        };
     };
     selection.apply(files, "configmap", &config_map_entries(map))
 }
 
 fn config_map_entries(map: &ConfigMap) -> BTreeMap<&str, &[u8]> {
-    let texts = map.data.iter().flatten().map(|(key, text)| (key.as_str(), text.as_bytes()));
-    let bytes = map.binary_data.iter().flatten().map(|(key, ByteString(data))| (key.as_str(), data.as_slice()));
+    let texts = map
+        .data
+        .iter()
+        .flatten()
+        .map(|(key, text)| (key.as_str(), text.as_bytes()));
+    let bytes = map
+        .binary_data
+        .iter()
+        .flatten()
+        .map(|(key, ByteString(data))| (key.as_str(), data.as_slice()));
     texts.chain(bytes).collect()
 }
 
 fn secret(files: &mut Payload, name: &str, selection: &Selection<'_>, sources: &Sources<'_>) -> Result<(), String> {
     let Some(secret) = sources.objects.secret(name) else {
-        return if selection.optional { Ok(()) } else { Err(format!("secret {name:?} not found")) };
+        return if selection.optional {
+            Ok(())
+        } else {
+            Err(format!("secret {name:?} not found"))
+        };
     };
     selection.apply(files, "secret", &secret_entries(secret))
 }
 
 fn secret_entries(secret: &Secret) -> BTreeMap<&str, &[u8]> {
-    secret.data.iter().flatten().map(|(key, ByteString(data))| (key.as_str(), data.as_slice())).collect()
+    secret
+        .data
+        .iter()
+        .flatten()
+        .map(|(key, ByteString(data))| (key.as_str(), data.as_slice()))
+        .collect()
 }
 
 fn downward(
@@ -176,7 +226,10 @@ fn downward(
         } else {
             return Err(format!("the downwardAPI item {:?} refers to nothing", item.path));
         };
-        files.insert(item.path.clone(), file(text.into_bytes(), item.mode.or(mode).unwrap_or(DEFAULT_MODE)));
+        files.insert(
+            item.path.clone(),
+            file(text.into_bytes(), item.mode.or(mode).unwrap_or(DEFAULT_MODE)),
+        );
     }
     Ok(())
 }
@@ -188,7 +241,10 @@ fn token(
     mode: Option<i32>,
     sources: &Sources<'_>,
 ) -> Result<(), String> {
-    let token = sources.tokens.get(&TokenKey::of(projection)).ok_or("the service account token was not fetched")?;
+    let token = sources
+        .tokens
+        .get(&TokenKey::of(projection))
+        .ok_or("the service account token was not fetched")?;
     let mut entry = file(token.clone().into_bytes(), mode.unwrap_or(DEFAULT_MODE));
     if let Some(uid) = common_user(sources.pod) {
         (entry.mode, entry.uid) = (0o600, Some(uid));
@@ -208,7 +264,9 @@ fn common_user(pod: &Pod) -> Option<u32> {
     let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let mut users = all.map(|c| c.security_context.as_ref().and_then(|own| own.run_as_user).or(default));
     let first = users.next()??;
-    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok())?
+    users
+        .all(|user| user == Some(first))
+        .then(|| u32::try_from(first).ok())?
 }
 
 #[cfg(test)]
@@ -218,8 +276,10 @@ mod tests {
     use std::sync::Arc;
 
     fn computed(volume: Value) -> Result<Vec<(String, String, u32)>, String> {
-        let pod: Pod = from_value(json!({"metadata": {"name": "p", "labels": {"a": "b"}}, "spec": {"containers": [
-            {"name": "c", "securityContext": {"runAsUser": 7}}]}}))
+        let pod: Pod = from_value(
+            json!({"metadata": {"name": "p", "labels": {"a": "b"}}, "spec": {"containers": [
+            {"name": "c", "securityContext": {"runAsUser": 7}}]}}),
+        )
         .unwrap();
         let map = from_value(json!({"metadata": {"name": "conf"}, "data": {"k": "v", "l": "w"}})).unwrap();
         let secret = from_value(json!({"metadata": {"name": "key"}, "data": {"token": "c2VjcmV0"}})).unwrap();
@@ -227,25 +287,45 @@ mod tests {
             config_maps: [("conf".to_owned(), Some(Arc::new(map)))].into(),
             secrets: [("key".to_owned(), Some(Arc::new(secret)))].into(),
         };
-        let tokens = [(TokenKey { audience: String::new(), seconds: 3607 }, "jwt".to_owned())].into();
-        let sources = Sources { pod: &pod, node: &NodeFacts::default(), objects: &objects, tokens: &tokens };
+        let tokens = [(
+            TokenKey {
+                audience: String::new(),
+                seconds: 3607,
+            },
+            "jwt".to_owned(),
+        )]
+        .into();
+        let sources = Sources {
+            pod: &pod,
+            node: &NodeFacts::default(),
+            objects: &objects,
+            tokens: &tokens,
+        };
         let files = compute(&from_value(volume).unwrap(), &sources)?;
-        Ok(files.into_iter().map(|(path, file)| (path, String::from_utf8(file.data).unwrap(), file.mode)).collect())
+        Ok(files
+            .into_iter()
+            .map(|(path, file)| (path, String::from_utf8(file.data).unwrap(), file.mode))
+            .collect())
     }
 
     #[test]
     fn items_select_and_rename_keys() {
         let all = computed(json!({"name": "v", "configMap": {"name": "conf", "defaultMode": 256}})).unwrap();
         assert_eq!(all, [("k".into(), "v".into(), 0o400), ("l".into(), "w".into(), 0o400)]);
-        let some = json!({"name": "v", "configMap": {"name": "conf", "items": [{"key": "k", "path": "d/f", "mode": 384}]}});
+        let some =
+            json!({"name": "v", "configMap": {"name": "conf", "items": [{"key": "k", "path": "d/f", "mode": 384}]}});
         assert_eq!(computed(some).unwrap(), [("d/f".into(), "v".into(), 0o600)]);
         let missing = json!({"name": "v", "configMap": {"name": "conf", "items": [{"key": "x", "path": "f"}]}});
-        assert_eq!(computed(missing).unwrap_err(), "configmap references non-existent key: x");
+        assert_eq!(
+            computed(missing).unwrap_err(),
+            "configmap references non-existent key: x"
+        );
     }
 
     #[test]
     fn absent_objects_are_errors_unless_optional() {
-        let volume = |optional: bool| computed(json!({"name": "v", "secret": {"secretName": "no", "optional": optional}}));
+        let volume =
+            |optional: bool| computed(json!({"name": "v", "secret": {"secretName": "no", "optional": optional}}));
         assert_eq!(volume(false).unwrap_err(), "secret \"no\" not found");
         assert!(volume(true).unwrap().is_empty());
     }
@@ -260,8 +340,19 @@ mod tests {
         ]}});
         let files = computed(volume).unwrap();
         let paths: Vec<&str> = files.iter().map(|(path, ..)| path.as_str()).collect();
-        assert_eq!(paths, ["ca.crt", "labels", "token", "token"].iter().copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>());
-        assert!(files.contains(&("token".into(), "secret".into(), 0o644)), "the later source wins");
+        assert_eq!(
+            paths,
+            ["ca.crt", "labels", "token", "token"]
+                .iter()
+                .copied()
+                .collect::<std::collections::BTreeSet<_>>()
+                .into_iter()
+                .collect::<Vec<_>>()
+        );
+        assert!(
+            files.contains(&("token".into(), "secret".into(), 0o644)),
+            "the later source wins"
+        );
     }
 
     #[test]

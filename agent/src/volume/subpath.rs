@@ -16,12 +16,19 @@ use super::VolumeError;
 
 /// Resolves `sub` in the volume at `root`, makes it as a directory if it is absent, and mounts it at `target`.
 pub fn mount(volume: &str, root: &Path, sub: &str, target: &Path) -> Result<(), VolumeError> {
-    let valid = Path::new(sub).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    let valid = Path::new(sub)
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if sub.is_empty() || !valid {
-        return Err(VolumeError::refused(volume, format!("subPath {sub:?} must be relative and without ..")));
+        return Err(VolumeError::refused(
+            volume,
+            format!("subPath {sub:?} must be relative and without .."),
+        ));
     }
     let resolved = resolve(volume, root, sub)?;
-    let kind = fstat(&resolved).map_err(VolumeError::system(volume, "examine", root))?.st_mode;
+    let kind = fstat(&resolved)
+        .map_err(VolumeError::system(volume, "examine", root))?
+        .st_mode;
     make_target(target, FileType::from_raw_mode(kind)).map_err(VolumeError::system(volume, "make", target))?;
     attach(&resolved, target).map_err(VolumeError::system(volume, "mount the subPath at", target))
 }
@@ -35,14 +42,20 @@ pub fn remove(target: &Path) {
 
 fn resolve(volume: &str, root: &Path, sub: &str) -> Result<OwnedFd, VolumeError> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let directory = openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty())
-        .map_err(VolumeError::system(volume, "open the volume", root))?;
+    let directory = openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty()).map_err(VolumeError::system(
+        volume,
+        "open the volume",
+        root,
+    ))?;
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     match openat2(&directory, sub, flags, Mode::empty(), beneath) {
         Ok(found) => return Ok(found),
         Err(Errno::NOENT) => {}
         Err(Errno::XDEV) => {
-            return Err(VolumeError::refused(volume, format!("subPath {sub:?} leads out of the volume")));
+            return Err(VolumeError::refused(
+                volume,
+                format!("subPath {sub:?} leads out of the volume"),
+            ));
         }
         Err(error) => return Err(VolumeError::system(volume, "resolve the subPath in", root)(error)),
     }
@@ -53,8 +66,14 @@ fn resolve(volume: &str, root: &Path, sub: &str) -> Result<OwnedFd, VolumeError>
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(VolumeError::system(volume, "make the subPath in", root)(error)),
         }
-        at = openat2(&at, name, flags | OFlags::DIRECTORY, Mode::empty(), beneath | ResolveFlags::NO_SYMLINKS)
-            .map_err(VolumeError::system(volume, "resolve the subPath in", root))?;
+        at = openat2(
+            &at,
+            name,
+            flags | OFlags::DIRECTORY,
+            Mode::empty(),
+            beneath | ResolveFlags::NO_SYMLINKS,
+        )
+        .map_err(VolumeError::system(volume, "resolve the subPath in", root))?;
     }
     Ok(at)
 }
@@ -116,7 +135,10 @@ mod tests {
         symlink("/etc", root.join("absolute")).unwrap();
         symlink("../..", root.join("up")).unwrap();
         for sub in ["absolute/passwd", "up", "up/etc", "../x", "/etc", ""] {
-            assert!(matches!(mount("v", &root, sub, &target), Err(VolumeError::Refused { .. })), "{sub}");
+            assert!(
+                matches!(mount("v", &root, sub, &target), Err(VolumeError::Refused { .. })),
+                "{sub}"
+            );
             assert!(!target.exists(), "{sub}");
         }
     }

@@ -151,7 +151,7 @@ fn refers(pod: &Value, resource: &str, name: &str) -> bool {
     let in_volume = |v: &Value| {
         v[volume][name_field] == name
             || items(&v["projected"]["sources"]).any(|source| source[volume]["name"] == name)
-            || (resource == "secrets" && other_secrets(v).iter().any(|secret| *secret == name))
+            || (resource == "secrets" && other_secrets(v).contains(&name))
     };
     let in_container = |container: &Value| {
         items(&container["env"]).any(|env| env["valueFrom"][key_ref]["name"] == name)

@@ -99,7 +99,7 @@ impl Rule {
     /// Whether this rule grants all of a rule of one verb and one thing.
     fn covers(&self, atom: &Rule) -> bool {
         let all = |own: &[Box<str>], wanted: &[Box<str>]| wanted.iter().all(|wanted| has(own, wanted));
-        let resource = |wanted: &Box<str>| {
+        let resource = |wanted: &str| {
             let (resource, subresource) = wanted.split_once('/').unwrap_or((wanted, ""));
             self.resources
                 .iter()
@@ -109,7 +109,7 @@ impl Rule {
             || (!atom.names.is_empty() && atom.names.iter().all(|name| self.names.contains(name)));
         all(&self.verbs, &atom.verbs)
             && all(&self.groups, &atom.groups)
-            && atom.resources.iter().all(resource)
+            && atom.resources.iter().all(|wanted| resource(wanted))
             && names
             && atom
                 .urls
@@ -173,6 +173,9 @@ pub(super) fn missing(owned: &[&Rule], wanted: &[Rule]) -> Vec<Rule> {
         .collect()
 }
 
+/// Rules by namespace (empty: a ClusterRole's) and name of their role.
+type Roles = HashMap<(Arc<str>, Arc<str>), Arc<[Rule]>>;
+
 /// A binding of a subject to a role's rules.
 struct Grant {
     /// Only in this namespace; `None`: everywhere, and paths.
@@ -201,7 +204,7 @@ impl Grants {
         let [cluster_roles, roles, cluster_bindings, bindings] = RESOURCES.map(|resource| cache.snapshot(resource));
         let decoded: Vec<(Arc<Object>, Value)> =
             cluster_roles.iter().map(|role| (role.clone(), role.value())).collect();
-        let mut known: HashMap<(Arc<str>, Arc<str>), Arc<[Rule]>> = HashMap::new();
+        let mut known = Roles::new();
         for (role, value) in &decoded {
             let rules = with_aggregated(value, &decoded);
             known.insert((role.namespace.clone(), role.name.clone()), rules.into());
@@ -219,12 +222,7 @@ impl Grants {
         grants
     }
 
-    fn add(
-        &mut self,
-        binding: &Object,
-        namespace: Option<Arc<str>>,
-        roles: &HashMap<(Arc<str>, Arc<str>), Arc<[Rule]>>,
-    ) {
+    fn add(&mut self, binding: &Object, namespace: Option<Arc<str>>, roles: &Roles) {
         let value = binding.value();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (kind, name) = (text(&value["roleRef"]["kind"]), text(&value["roleRef"]["name"]));

@@ -332,6 +332,29 @@ fn indexes_follow_the_objects() {
 }
 
 #[test]
+fn pods_of_no_node_can_be_watched() {
+    let cache = empty();
+    let mut watcher = cache.watch(query("pods", None, "", "spec.nodeName="), 0).unwrap();
+    let waiting = run(async {
+        let writer = cache.clone();
+        tokio::spawn(async move {
+            tokio::task::yield_now().await;
+            let pod = |node: &str| Some(json!({"metadata": {}, "spec": {"nodeName": node}}));
+            writer
+                .commit(vec![change("pods", "d", "placed", pod("n1"))])
+                .await
+                .unwrap();
+            writer
+                .commit(vec![change("pods", "d", "waiting", pod(""))])
+                .await
+                .unwrap();
+        });
+        watcher.next().await.unwrap()
+    });
+    assert_eq!(&*waiting.object.name, "waiting");
+}
+
+#[test]
 fn a_watcher_that_sleeps_too_long_is_told_so() {
     let cache = empty();
     let mut slow = cache.watch(query("pods", None, "", ""), 0).unwrap();

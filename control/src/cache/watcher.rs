@@ -32,7 +32,8 @@ impl Waiter {
             .as_ref()
             .is_none_or(|namespace| *namespace == event.object.namespace)
             && self.node.as_ref().is_none_or(|node| {
-                let on_node = |object: &Arc<super::Object>| object.field("spec.nodeName") == Some(&**node);
+                let on_node =
+                    |object: &Arc<super::Object>| object.field("spec.nodeName").unwrap_or_default() == &**node;
                 on_node(&event.object) || event.previous.as_ref().is_some_and(on_node)
             });
         if concerned {

@@ -18,6 +18,8 @@ use crate::schema;
 
 const NAMESPACES: &str = "namespaces";
 const FINALIZER: &str = "kubernetes";
+/// Before a look at what came of deletions.
+const SETTLE: Duration = Duration::from_millis(20);
 /// Between looks at content that does not go.
 const RECHECK: Duration = Duration::from_secs(15);
 
@@ -53,8 +55,10 @@ impl Controller for Namespaces {
         if remaining.is_empty() {
             finalize(&object, &mut outcome);
         } else {
+            // Deletions of events are not watched, so look for the result of one's own.
+            let busy = !outcome.operations.is_empty();
             report(context, &object, &remaining, &mut outcome);
-            outcome.requeue(RECHECK);
+            outcome.requeue(if busy { SETTLE } else { RECHECK });
         }
         outcome
     }

@@ -76,6 +76,11 @@ impl Queue {
         );
     }
 
+    /// Whether a pod waits, or is being bound.
+    pub fn contains(&self, key: &Key) -> bool {
+        self.pods.contains_key(key)
+    }
+
     /// A pod does not wait any more.
     pub fn remove(&mut self, key: &Key) {
         if let Some(waiting) = self.pods.remove(key) {

@@ -140,7 +140,10 @@ impl Runner {
                 self.queue.changed();
             }
         } else if pod.is_pending() {
-            self.queue.put(pod);
+            // An event from before a binding that is written already says nothing new.
+            if self.cluster.place_of(&pod.key).is_none() || self.queue.contains(&pod.key) {
+                self.queue.put(pod);
+            }
         } else {
             self.queue.remove(&pod.key);
         }

@@ -1,19 +1,18 @@
 //! fjall, used as a durable sorted map: opened, verified, written in batches, closed.
 //!
 //! Everything lives in memory above (the cache), so its own caches are kept tiny. A torn tail of the journal is dropped
-//! by fjall; where it refuses because the torn batch looks complete, [`Engine::open_checked`] drops that batch, provided
+//! by fjall; where it refuses because a torn batch looks damaged, [`Engine::open_checked`] drops that batch, provided
 //! nothing acknowledged is in it.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
+use super::journal;
 use super::record::{self, REVISION_KEY};
 use super::{KeyValue, Revision, StoreError, broken};
 use crate::store::Change;
@@ -74,7 +73,7 @@ impl Engine {
             Ok(engine) => engine.checked(acknowledged),
             // It recognizes a torn batch by an error, or by a failed assertion.
             Err(OpenError::Engine(fjall::Error::JournalRecovery(_)) | OpenError::Panic) => {
-                Self::open_without_last_batch(path, acknowledged)
+                Self::open_without_torn_batch(path, acknowledged)
             }
             Err(e) => Err(broken(path, "opening the database", &e)),
         }
@@ -96,20 +95,18 @@ impl Engine {
         Ok((self, contents))
     }
 
-    /// Open after cutting the end off the journal's last batch, which makes fjall drop it. If that does not help, or
-    /// drops something acknowledged, the journal is put back as it was.
-    fn open_without_last_batch(path: &Path, acknowledged: Revision) -> Result<(Self, Contents), StoreError> {
+    /// Open after cutting off what follows the journal's last whole batch. If that does not help, or drops something
+    /// acknowledged, the journal is put back as it was.
+    fn open_without_torn_batch(path: &Path, acknowledged: Revision) -> Result<(Self, Contents), StoreError> {
         let failed = |e: io::Error| broken(path, "repairing the end of the journal", &e);
-        let journal = newest_journal(path).map_err(failed)?;
+        let journal = journal::newest(path).map_err(failed)?;
+        let whole = journal::whole_batches(&fs::read(&journal).map_err(failed)?);
         let saved = journal.with_extension("damaged");
         fs::copy(&journal, &saved).map_err(failed)?;
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&journal)
+        let file = fs::OpenOptions::new().write(true).open(&journal).map_err(failed)?;
+        file.set_len(whole as u64)
+            .and_then(|()| file.sync_all())
             .map_err(failed)?;
-        let end = last_nonzero(&file).map_err(failed)?;
-        file.set_len(end).and_then(|()| file.sync_all()).map_err(failed)?;
         let opened = Self::try_open(path)
             .map_err(|e| broken(path, "opening the database", &e))
             .and_then(|engine| engine.checked(acknowledged));
@@ -209,37 +206,4 @@ impl std::fmt::Display for OpenError {
             Self::Panic => write!(f, "its files are damaged"),
         }
     }
-}
-
-fn newest_journal(path: &Path) -> io::Result<PathBuf> {
-    let mut newest: Option<(u64, PathBuf)> = None;
-    for entry in fs::read_dir(path)? {
-        let path = entry?.path();
-        let number = path
-            .file_stem()
-            .and_then(OsStr::to_str)
-            .and_then(|stem| stem.parse().ok());
-        if let (Some("jnl"), Some(number)) = (path.extension().and_then(OsStr::to_str), number) {
-            newest = newest.max(Some((number, path)));
-        }
-    }
-    newest
-        .map(|(_, path)| path)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no journal"))
-}
-
-/// Offset of the last byte that is not zero: the journal is preallocated with zeros.
-fn last_nonzero(file: &fs::File) -> io::Result<u64> {
-    let mut buffer = vec![0; 1 << 16];
-    let mut end = file.metadata()?.len();
-    while end > 0 {
-        let length = end.min(buffer.len() as u64);
-        let chunk = &mut buffer[..length as usize];
-        file.read_exact_at(chunk, end - length)?;
-        if let Some(at) = chunk.iter().rposition(|byte| *byte != 0) {
-            return Ok(end - length + at as u64);
-        }
-        end -= length;
-    }
-    Ok(0)
 }

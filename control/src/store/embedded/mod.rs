@@ -9,6 +9,7 @@
 //! live keys only: what history watches and exact lists need is in the cache.
 
 mod engine;
+mod journal;
 mod lock;
 mod record;
 #[cfg(test)]

@@ -23,15 +23,15 @@ pub(super) const RESERVE_BYTES: u64 = 4 * MEMTABLE_BYTES;
 pub(super) enum Request {
     Commit {
         writes: Vec<Write>,
-        answer: oneshot::Sender<Result<Revision, StoreError>>,
+        answer: Answer,
     },
     Load {
         answer: oneshot::Sender<Result<(Vec<KeyValue>, Revision), StoreError>>,
     },
 }
 
-/// A transaction that is valid, and who waits for it.
-type Accepted = (oneshot::Sender<Result<Revision, StoreError>>, Revision);
+/// Who waits for a transaction.
+type Answer = oneshot::Sender<Result<Revision, StoreError>>;
 
 pub(super) struct Writer {
     dir: PathBuf,
@@ -108,9 +108,9 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, batch: Vec<(Vec<Write>, oneshot::Sender<Result<Revision, StoreError>>)>, bytes: u64) {
+    fn commit(&mut self, batch: Vec<(Vec<Write>, Answer)>, bytes: u64) {
         let mut pending = self.heads.pending();
-        let mut accepted: Vec<Accepted> = Vec::with_capacity(batch.len());
+        let mut accepted: Vec<(Answer, Revision)> = Vec::with_capacity(batch.len());
         let mut refused = Vec::new();
         for (writes, answer) in batch {
             match pending.add(writes) {

@@ -104,9 +104,8 @@ fn child_writes_until_killed() {
                 }
             })
         });
-        for task in tasks.collect::<Vec<_>>() {
-            task.await.unwrap();
-        }
+        // They end only with the process.
+        futures_util::future::join_all(tasks.collect::<Vec<_>>()).await;
     });
 }
 
