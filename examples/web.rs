@@ -18,8 +18,16 @@ fn answer(stream: TcpStream, name: &str, greeting: &str) -> std::io::Result<()> 
     while reader.read_line(&mut line)? > 2 {
         line.clear();
     }
-    let body = if request.starts_with("GET /healthz ") { "ok\n".to_owned() } else { format!("{greeting} {name}\n") };
-    write!(&stream, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    let body = if request.starts_with("GET /healthz ") {
+        "ok\n".to_owned()
+    } else {
+        format!("{greeting} {name}\n")
+    };
+    write!(
+        &stream,
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 fn serve() -> std::io::Result<()> {
@@ -42,7 +50,9 @@ fn main() -> std::io::Result<()> {
     let server = std::thread::spawn(serve);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let asked = runtime.block_on(async {
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?.recv().await;
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?
+            .recv()
+            .await;
         std::io::Result::Ok(())
     });
     if server.is_finished() {

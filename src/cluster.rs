@@ -73,7 +73,9 @@ impl Cluster {
     pub fn started(self) -> Result<Self> {
         let path = self.record();
         match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{}: not a record of hull up", path.display())),
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).with_context(|| format!("{}: not a record of hull up", path.display()))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.complete(),
             Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
         }
@@ -87,7 +89,9 @@ impl Cluster {
         let path = self.record();
         let partial = path.with_extension("json.new");
         let text = serde_json::to_vec_pretty(self).context("encode the record")?;
-        fs::write(&partial, text).and_then(|()| fs::rename(&partial, &path)).with_context(|| format!("write {}", path.display()))
+        fs::write(&partial, text)
+            .and_then(|()| fs::rename(&partial, &path))
+            .with_context(|| format!("write {}", path.display()))
     }
 
     fn record(&self) -> PathBuf {
@@ -127,7 +131,11 @@ impl Cluster {
     /// The API server as clients on this machine reach it.
     pub fn server_url(&self) -> String {
         let ip = self.listen.ip();
-        let ip = if ip.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { ip };
+        let ip = if ip.is_unspecified() {
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        } else {
+            ip
+        };
         format!("https://{}", SocketAddr::new(ip, self.listen.port()))
     }
 
@@ -137,7 +145,11 @@ impl Cluster {
     /// The range is malformed or too small.
     pub fn service_address(&self, n: u32) -> Result<Ipv4Addr> {
         let (base, bits) = network(&self.service_cidr).context("--service-cidr")?;
-        ensure!(u64::from(n) < 1u64 << (32 - bits), "--service-cidr {}: too small", self.service_cidr);
+        ensure!(
+            u64::from(n) < 1u64 << (32 - bits),
+            "--service-cidr {}: too small",
+            self.service_cidr
+        );
         Ok(Ipv4Addr::from(u32::from(base) + n))
     }
 
@@ -169,11 +181,19 @@ impl Cluster {
 
 /// Base address and prefix length of an IPv4 range.
 fn network(cidr: &str) -> Result<(Ipv4Addr, u32)> {
-    let (base, bits) = cidr.split_once('/').with_context(|| format!("{cidr:?}: want ADDRESS/BITS"))?;
+    let (base, bits) = cidr
+        .split_once('/')
+        .with_context(|| format!("{cidr:?}: want ADDRESS/BITS"))?;
     let base: Ipv4Addr = base.parse().with_context(|| format!("{cidr:?}"))?;
     let bits: u32 = bits.parse().with_context(|| format!("{cidr:?}"))?;
-    ensure!((8..=30).contains(&bits), "{cidr:?}: the prefix must be between /8 and /30");
-    ensure!(u32::from(base).trailing_zeros() >= 32 - bits, "{cidr:?}: {base} is not the first address of the range");
+    ensure!(
+        (8..=30).contains(&bits),
+        "{cidr:?}: the prefix must be between /8 and /30"
+    );
+    ensure!(
+        u32::from(base).trailing_zeros() >= 32 - bits,
+        "{cidr:?}: {base} is not the first address of the range"
+    );
     Ok((base, bits))
 }
 
@@ -195,10 +215,15 @@ fn runtime_binary() -> Result<PathBuf> {
         return Ok(beside);
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join("hull-runtime")).find(|path: &PathBuf| Path::is_file(path));
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join("hull-runtime"))
+        .find(|path: &PathBuf| Path::is_file(path));
     match found {
         Some(found) => Ok(found),
-        None => bail!("no hull-runtime beside {} nor on the PATH: install both binaries in one directory", here.display()),
+        None => bail!(
+            "no hull-runtime beside {} nor on the PATH: install both binaries in one directory",
+            here.display()
+        ),
     }
 }
 

@@ -15,7 +15,16 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// How long the supervisor may take to stop its two children.
 const STOP_TIMEOUT: Duration = Duration::from_secs(25);
 /// What hull keeps below the data directory; `--purge` removes these and nothing else.
-const DATA: &[&str] = &["store", "pki", "images", "pods", "logs", "containers", "agent", "hull.log"];
+const DATA: &[&str] = &[
+    "store",
+    "pki",
+    "images",
+    "pods",
+    "logs",
+    "containers",
+    "agent",
+    "hull.log",
+];
 
 /// Flags of `hull down`.
 #[derive(Args)]
@@ -36,7 +45,10 @@ pub struct Options {
 /// # Errors
 /// Not root, the supervisor does not end, or something could not be removed.
 pub fn run(cluster: &Cluster, options: &Options) -> Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "hull down needs root. Run it with sudo");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "hull down needs root. Run it with sudo"
+    );
     let began = Instant::now();
     let was_running = stop_supervisor(cluster)?;
     if options.keep_pods {
@@ -47,8 +59,16 @@ pub fn run(cluster: &Cluster, options: &Options) -> Result<()> {
     if options.purge {
         purge(cluster)?;
     }
-    let what = if was_running { "hull is stopped" } else { "hull was not running; nothing of it is left" };
-    println!("{what} ({} ms){}", began.elapsed().as_millis(), if options.purge { "; all data is removed" } else { "" });
+    let what = if was_running {
+        "hull is stopped"
+    } else {
+        "hull was not running; nothing of it is left"
+    };
+    println!(
+        "{what} ({} ms){}",
+        began.elapsed().as_millis(),
+        if options.purge { "; all data is removed" } else { "" }
+    );
     Ok(())
 }
 
@@ -84,11 +104,18 @@ fn stop_supervisor(cluster: &Cluster) -> Result<bool> {
         Err(rustix::io::Errno::SRCH) => return Ok(false),
         Err(error) => return Err(error).with_context(|| format!("open a pidfd of hull up (pid {pid})")),
     };
-    rustix::process::pidfd_send_signal(&pidfd, Signal::TERM).with_context(|| format!("send SIGTERM to hull up (pid {pid})"))?;
+    rustix::process::pidfd_send_signal(&pidfd, Signal::TERM)
+        .with_context(|| format!("send SIGTERM to hull up (pid {pid})"))?;
     let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-    let timeout = rustix::event::Timespec { tv_sec: STOP_TIMEOUT.as_secs().cast_signed(), tv_nsec: 0 };
+    let timeout = rustix::event::Timespec {
+        tv_sec: STOP_TIMEOUT.as_secs().cast_signed(),
+        tv_nsec: 0,
+    };
     if rustix::event::poll(&mut fds, Some(&timeout)).context("wait for hull up to end")? == 0 {
-        bail!("hull up (pid {pid}) did not end within {STOP_TIMEOUT:?}; see {}", cluster.log_path().display());
+        bail!(
+            "hull up (pid {pid}) did not end within {STOP_TIMEOUT:?}; see {}",
+            cluster.log_path().display()
+        );
     }
     Ok(true)
 }
@@ -99,7 +126,10 @@ fn purge(cluster: &Cluster) -> Result<()> {
     }
     match fs::remove_dir(&cluster.data_dir) {
         Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
-            println!("{} holds files that are not hull's; they stay", cluster.data_dir.display());
+            println!(
+                "{} holds files that are not hull's; they stay",
+                cluster.data_dir.display()
+            );
             Ok(())
         }
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -48,7 +48,10 @@ pub enum Command {
 /// # Errors
 /// The store cannot be opened, the archive is malformed, the registry does not answer, or there is no such image.
 pub fn run(cluster: &Cluster, command: Command) -> Result<()> {
-    let registries = Registries { plain_http: cluster.insecure_registries.clone(), ..Registries::default() };
+    let registries = Registries {
+        plain_http: cluster.insecure_registries.clone(),
+        ..Registries::default()
+    };
     let store = ImageStore::open_with(&cluster.data_dir.join("images"), registries).context("open the image store")?;
     match command {
         Command::Import { path, name } => {
@@ -79,13 +82,21 @@ pub fn run(cluster: &Cluster, command: Command) -> Result<()> {
 
 fn pull(store: ImageStore, image: &str, creds: Option<&str>) -> Result<()> {
     let credentials = match creds.map(|creds| creds.split_once(':')) {
-        Some(Some((username, password))) => Some(Credentials { username: username.to_owned(), password: password.to_owned() }),
+        Some(Some((username, password))) => Some(Credentials {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        }),
         Some(None) => bail!("--creds wants USER:PASSWORD"),
         None => None,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start tokio")?;
     eprintln!("pulling {image}");
-    let pulled = runtime.block_on(Arc::new(store).pull(image, credentials)).with_context(|| format!("pull {image}"))?;
+    let pulled = runtime
+        .block_on(Arc::new(store).pull(image, credentials))
+        .with_context(|| format!("pull {image}"))?;
     println!("{}  {}", short_id(&pulled), names(&pulled));
     Ok(())
 }
@@ -105,8 +116,20 @@ fn list(store: &ImageStore, json: bool) -> Result<()> {
         println!("{:#}", serde_json::Value::Array(rows));
         return Ok(());
     }
-    let rows = images.iter().map(|image| vec![names(image), short_id(image), format!("{:.1} MB", image.size as f64 / 1e6)]);
-    print!("{}", table(&["IMAGE", "ID", "SIZE"], rows.collect()).trim_end_matches('\n').to_owned() + "\n");
+    let rows = images.iter().map(|image| {
+        vec![
+            names(image),
+            short_id(image),
+            format!("{:.1} MB", image.size as f64 / 1e6),
+        ]
+    });
+    print!(
+        "{}",
+        table(&["IMAGE", "ID", "SIZE"], rows.collect())
+            .trim_end_matches('\n')
+            .to_owned()
+            + "\n"
+    );
     Ok(())
 }
 
@@ -117,5 +140,9 @@ fn short_id(image: &Image) -> String {
 
 fn names(image: &Image) -> String {
     let names: Vec<String> = image.names.iter().map(hull_agent::image::Reference::short).collect();
-    if names.is_empty() { "<none>".to_owned() } else { names.join(", ") }
+    if names.is_empty() {
+        "<none>".to_owned()
+    } else {
+        names.join(", ")
+    }
 }

@@ -18,7 +18,12 @@ pub struct Options {
 /// Logs to standard error, `RUST_LOG` choosing what (default: info).
 pub fn log(name: &'static str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).with_target(true).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(true)
+        .try_init();
     tracing::debug!(name, "log started");
 }
 
@@ -39,8 +44,12 @@ pub async fn asked_to_end() {
 fn prepare(options: &Options, name: &'static str) -> Result<()> {
     log(name);
     if options.supervised {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).context("set the parent-death signal")?;
-        ensure!(rustix::process::getppid().is_some_and(|pid| pid != rustix::process::Pid::INIT), "the supervisor is gone");
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+            .context("set the parent-death signal")?;
+        ensure!(
+            rustix::process::getppid().is_some_and(|pid| pid != rustix::process::Pid::INIT),
+            "the supervisor is gone"
+        );
     }
     Ok(())
 }
@@ -51,7 +60,11 @@ fn prepare(options: &Options, name: &'static str) -> Result<()> {
 /// It cannot start, or its store fails.
 pub fn control(cluster: &Cluster, options: &Options) -> Result<()> {
     prepare(options, "control")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start tokio")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start tokio")?;
     let config = hull_control::server::ControlConfig {
         data_dir: cluster.data_dir.clone(),
         pki_dir: cluster.pki_dir(),
@@ -61,7 +74,9 @@ pub fn control(cluster: &Cluster, options: &Options) -> Result<()> {
         pod_cidr: cluster.pod_cidr.clone(),
     };
     runtime.block_on(async {
-        let server = hull_control::server::Server::start(config).await.context("control plane")?;
+        let server = hull_control::server::Server::start(config)
+            .await
+            .context("control plane")?;
         notify::ready();
         asked_to_end().await;
         server.stop().await;
@@ -75,7 +90,13 @@ pub fn control(cluster: &Cluster, options: &Options) -> Result<()> {
 /// It cannot start: not root, no warden, no API server credentials.
 pub fn agent(cluster: &Cluster, options: &Options) -> Result<()> {
     prepare(options, "agent")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start tokio")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start tokio")?;
     let config = cluster.agent_config()?;
-    runtime.block_on(hull_agent::run::run(config, notify::ready, asked_to_end())).context("agent")
+    runtime
+        .block_on(hull_agent::run::run(config, notify::ready, asked_to_end()))
+        .context("agent")
 }

@@ -43,11 +43,18 @@ pub struct Options {
 /// # Errors
 /// Not root, already running, or a part of the start failed.
 pub fn run(cluster: Cluster, options: &Options) -> Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "hull up needs root: it makes namespaces, cgroups and network devices. Run it with sudo");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "hull up needs root: it makes namespaces, cgroups and network devices. Run it with sudo"
+    );
     let cluster = cluster.complete()?;
     let began = Instant::now();
     for dir in [&cluster.run_dir, &cluster.data_dir] {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| format!("create {}", dir.display()))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("create {}", dir.display()))?;
     }
     let lock = Lock::take(&cluster)?;
     if options.detach {
@@ -56,7 +63,10 @@ pub fn run(cluster: Cluster, options: &Options) -> Result<()> {
     }
     process::log("up");
     cluster.remember()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start tokio")?;
     let end = runtime.block_on(supervise(&cluster, began, options.background))?;
     drop(lock);
     if end == End::WithPods {
@@ -93,9 +103,13 @@ impl Lock {
                     cluster.kubeconfig().display()
                 );
             }
-            Err(fs::TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
+            Err(fs::TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("lock {}", path.display()));
+            }
         }
-        file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(|| format!("write {}", path.display()))?;
+        file.set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .with_context(|| format!("write {}", path.display()))?;
         Ok(Self { _file: file })
     }
 }
@@ -104,11 +118,25 @@ impl Lock {
 fn detach(cluster: &Cluster, began: Instant) -> Result<()> {
     let (mut reader, writer) = std::io::pipe().context("make a pipe")?;
     let log = cluster.log_path();
-    let log_file =
-        OpenOptions::new().append(true).create(true).mode(0o600).open(&log).with_context(|| format!("open {}", log.display()))?;
+    let log_file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&log)
+        .with_context(|| format!("open {}", log.display()))?;
     let mut command = Command::new(std::env::current_exe().context("path of the running binary")?);
-    command.args(std::env::args_os().skip(1).filter(|argument| argument != "--detach" && argument != "-d")).arg("--background");
-    command.stdin(Stdio::null()).stdout(writer).stderr(log_file).process_group(0);
+    command
+        .args(
+            std::env::args_os()
+                .skip(1)
+                .filter(|argument| argument != "--detach" && argument != "-d"),
+        )
+        .arg("--background");
+    command
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(log_file)
+        .process_group(0);
     let mut child = command.spawn().context("start the background process")?;
     drop(command);
     let mut said = String::new();
@@ -121,7 +149,10 @@ fn detach(cluster: &Cluster, began: Instant) -> Result<()> {
         std::thread::sleep(Duration::from_millis(2));
     }
     if !waiter.is_finished() {
-        bail!("not ready after {READY_TIMEOUT:?}; it goes on trying. See {} and hull status", log.display());
+        bail!(
+            "not ready after {READY_TIMEOUT:?}; it goes on trying. See {} and hull status",
+            log.display()
+        );
     }
     match waiter.join() {
         Ok(said) if !said.is_empty() => {
@@ -130,7 +161,11 @@ fn detach(cluster: &Cluster, began: Instant) -> Result<()> {
         }
         _ => {
             let status = child.wait().context("wait for the background process")?;
-            bail!("hull did not start ({status}). Last lines of {}:\n{}", log.display(), last_lines(&log, 5))
+            bail!(
+                "hull did not start ({status}). Last lines of {}:\n{}",
+                log.display(),
+                last_lines(&log, 5)
+            )
         }
     }
 }
@@ -160,12 +195,22 @@ struct Part {
 
 impl Part {
     fn new(name: &'static str) -> Self {
-        Self { name, child: None, started: Instant::now(), delay: RESTART_DELAY.0, due: Instant::now() }
+        Self {
+            name,
+            child: None,
+            started: Instant::now(),
+            delay: RESTART_DELAY.0,
+            due: Instant::now(),
+        }
     }
 
     fn start(&mut self, cluster: &Cluster, notify_socket: &std::path::Path) -> Result<()> {
         let mut command = tokio::process::Command::new(std::env::current_exe().context("path of the running binary")?);
-        command.arg(self.name).arg("--supervised").args(flags(cluster)).env(notify::VARIABLE, notify_socket);
+        command
+            .arg(self.name)
+            .arg("--supervised")
+            .args(flags(cluster))
+            .env(notify::VARIABLE, notify_socket);
         // Standard output of a background supervisor is the pipe to `hull up --detach`, which waits for its end.
         command.stdin(Stdio::null()).stdout(std::io::stderr());
         self.child = Some(command.spawn().with_context(|| format!("start hull {}", self.name))?);
@@ -176,7 +221,10 @@ impl Part {
     /// Waits for the child's end; for ever if there is none.
     async fn ended(&mut self) -> String {
         match self.child.as_mut() {
-            Some(child) => child.wait().await.map_or_else(|e| e.to_string(), |status| status.to_string()),
+            Some(child) => child
+                .wait()
+                .await
+                .map_or_else(|e| e.to_string(), |status| status.to_string()),
             None => {
                 tokio::time::sleep_until(self.due.into()).await;
                 String::new()
@@ -190,7 +238,11 @@ impl Part {
             return self.start(cluster, notify_socket);
         }
         let stable = self.started.elapsed() > STABLE_AFTER;
-        self.delay = if stable { RESTART_DELAY.0 } else { (self.delay * 2).min(RESTART_DELAY.1) };
+        self.delay = if stable {
+            RESTART_DELAY.0
+        } else {
+            (self.delay * 2).min(RESTART_DELAY.1)
+        };
         self.due = Instant::now() + self.delay;
         tracing::warn!(part = self.name, how, again_in = ?self.delay, "a part of hull ended; starting it again");
         Ok(())
@@ -198,7 +250,10 @@ impl Part {
 
     async fn stop(&mut self) {
         let Some(child) = self.child.as_mut() else { return };
-        if let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
+        if let Some(pid) = child
+            .id()
+            .and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()))
+        {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         if tokio::time::timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
@@ -222,7 +277,12 @@ fn flags(cluster: &Cluster) -> Vec<String> {
         format!("--cgroup={}", cluster.cgroup),
         format!("--bpf-dir={}", cluster.bpf_dir.display()),
     ];
-    flags.extend(cluster.insecure_registries.iter().map(|registry| format!("--insecure-registry={registry}")));
+    flags.extend(
+        cluster
+            .insecure_registries
+            .iter()
+            .map(|registry| format!("--insecure-registry={registry}")),
+    );
     flags
 }
 
@@ -266,7 +326,12 @@ fn make_certificates(cluster: &Cluster) -> Result<()> {
     let config = hull_control::pki::PkiConfig {
         node_name: cluster.node().to_owned(),
         server: cluster.server_url(),
-        ips: vec![cluster.address(), service.into(), std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()],
+        ips: vec![
+            cluster.address(),
+            service.into(),
+            std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::Ipv6Addr::LOCALHOST.into(),
+        ],
         names: vec!["localhost".to_owned(), cluster.node().to_owned()],
     };
     hull_control::pki::ensure(&cluster.pki_dir(), &config).context("make certificates")?;
@@ -282,11 +347,21 @@ fn say_ready(cluster: &Cluster, began: Instant, background: bool) -> Result<()> 
         cluster.kubeconfig().display()
     );
     let mut out = std::io::stdout();
-    let hint = if !background && out.is_terminal() { "\nctrl-c stops the cluster and its pods\n" } else { "" };
-    out.write_all(text.as_bytes()).and_then(|()| out.write_all(hint.as_bytes())).and_then(|()| out.flush()).context("write to standard output")?;
+    let hint = if !background && out.is_terminal() {
+        "\nctrl-c stops the cluster and its pods\n"
+    } else {
+        ""
+    };
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.write_all(hint.as_bytes()))
+        .and_then(|()| out.flush())
+        .context("write to standard output")?;
     if background {
         // The end of this pipe is what `hull up --detach` waits for.
-        let null = File::options().write(true).open("/dev/null").context("open /dev/null")?;
+        let null = File::options()
+            .write(true)
+            .open("/dev/null")
+            .context("open /dev/null")?;
         rustix::stdio::dup2_stdout(&null).context("close standard output")?;
     }
     notify::ready();

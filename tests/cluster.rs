@@ -16,7 +16,11 @@ fn up_says_ready_a_second_up_says_so_and_down_leaves_nothing() {
     cluster.down(&["--purge"]);
     cluster.assert_nothing_left();
     let down = output(&mut cluster.hull(&["down"]));
-    assert!(down.status.success() && text(&down).contains("was not running"), "{}", text(&down));
+    assert!(
+        down.status.success() && text(&down).contains("was not running"),
+        "{}",
+        text(&down)
+    );
 }
 
 #[test]
@@ -24,13 +28,28 @@ fn a_pod_runs_logs_execs_and_is_deleted() {
     let cluster = TestCluster::start("pod");
     cluster.apply(&pod("talker", "echo out; echo err >&2; exec sleep 1000"));
     cluster.wait_ready("talker");
-    cluster.until("both lines are in the log", || cluster.kubectl(&["logs", "talker"]).lines().count() == 2);
-    let said = cluster.kubectl(&["exec", "talker", "--", "/bin/busybox", "sh", "-c", "echo inside; exit 0"]);
+    cluster.until("both lines are in the log", || {
+        cluster.kubectl(&["logs", "talker"]).lines().count() == 2
+    });
+    let said = cluster.kubectl(&[
+        "exec",
+        "talker",
+        "--",
+        "/bin/busybox",
+        "sh",
+        "-c",
+        "echo inside; exit 0",
+    ]);
     assert_eq!(said, "inside\n");
     let failed = cluster.try_kubectl(&["exec", "talker", "--", "/bin/busybox", "sh", "-c", "exit 7"], "");
     assert_eq!(failed.status.code(), Some(7), "{}", text(&failed));
     let through = cluster.try_kubectl(&["exec", "-i", "talker", "--", "/bin/busybox", "cat"], "a line\n");
-    assert_eq!(String::from_utf8_lossy(&through.stdout), "a line\n", "{}", text(&through));
+    assert_eq!(
+        String::from_utf8_lossy(&through.stdout),
+        "a line\n",
+        "{}",
+        text(&through)
+    );
     cluster.kubectl(&["delete", "pod", "talker", "--wait=true"]);
     assert!(cluster.kubectl(&["get", "pods", "-o", "name"]).is_empty());
     cluster.down(&["--purge"]);
@@ -41,7 +60,16 @@ fn a_pod_runs_logs_execs_and_is_deleted() {
 fn a_deployment_rolls_out_scales_and_rolls_back() {
     let cluster = TestCluster::start("rollout");
     let image = support::IMAGE;
-    cluster.kubectl(&["create", "deployment", "web", &format!("--image={image}"), "--replicas=2", "--", "/bin/busybox", "sleep", "1000"]);
+    let run = ["/bin/busybox", "sh", "-c", "trap exit TERM; sleep 1000 & wait"];
+    let create = [
+        "create",
+        "deployment",
+        "web",
+        &format!("--image={image}"),
+        "--replicas=2",
+        "--",
+    ];
+    cluster.kubectl(&[&create[..], &run[..]].concat());
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     cluster.kubectl(&["scale", "deployment/web", "--replicas=3"]);
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
@@ -52,7 +80,10 @@ fn a_deployment_rolls_out_scales_and_rolls_back() {
     cluster.kubectl(&["rollout", "undo", "deployment/web"]);
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     let deployment = cluster.get(&["deployment", "web"]);
-    assert!(deployment["spec"]["template"]["spec"]["containers"][0]["env"].is_null(), "{deployment:#}");
+    assert!(
+        deployment["spec"]["template"]["spec"]["containers"][0]["env"].is_null(),
+        "{deployment:#}"
+    );
     assert_eq!(deployment["status"]["readyReplicas"], 3);
     cluster.kubectl(&["delete", "deployment", "web", "--cascade=foreground"]);
     assert!(cluster.kubectl(&["get", "pods,replicasets", "-o", "name"]).is_empty());
@@ -69,10 +100,20 @@ fn a_service_answers_by_address_and_by_name() {
     for name in ["web-1", "web-2", "client"] {
         cluster.wait_ready(name);
     }
-    cluster.kubectl(&["expose", "pod", "web-1", "--name=web", "--port=80", "--target-port=8080", "--selector=app=web"]);
+    cluster.kubectl(&[
+        "expose",
+        "pod",
+        "web-1",
+        "--name=web",
+        "--port=80",
+        "--target-port=8080",
+        "--selector=app=web",
+    ]);
     cluster.until("two endpoints", || {
         let slices = cluster.get(&["endpointslices", "-l", "kubernetes.io/service-name=web"]);
-        slices["items"][0]["endpoints"].as_array().is_some_and(|endpoints| endpoints.len() == 2)
+        slices["items"][0]["endpoints"]
+            .as_array()
+            .is_some_and(|endpoints| endpoints.len() == 2)
     });
     let fetch = |from: &str| {
         let script = format!("for i in 1 2 3 4 5 6 7 8 9 10 11 12; do wget -qO- http://{from}/ || exit 1; done");
@@ -81,10 +122,19 @@ fn a_service_answers_by_address_and_by_name() {
     for name in ["web", "web.default", "web.default.svc.cluster.local"] {
         let answers = fetch(name);
         assert_eq!(answers.lines().count(), 12, "{name}: {answers}");
-        assert!(answers.contains("web-1") && answers.contains("web-2"), "{name}: {answers}");
+        assert!(
+            answers.contains("web-1") && answers.contains("web-2"),
+            "{name}: {answers}"
+        );
     }
-    let rules = output(std::process::Command::new("sh").args(["-c", "iptables-save 2>/dev/null; nft list ruleset 2>/dev/null"]));
-    assert!(!text(&rules).contains("10."), "a packet filter rule exists: {}", text(&rules));
+    let rules = output(
+        std::process::Command::new("sh").args(["-c", "iptables-save 2>/dev/null; nft list ruleset 2>/dev/null"]),
+    );
+    assert!(
+        !text(&rules).contains("10."),
+        "a packet filter rule exists: {}",
+        text(&rules)
+    );
 }
 
 #[test]

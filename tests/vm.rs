@@ -14,12 +14,26 @@ const TIMEOUT: Duration = Duration::from_secs(280);
 
 fn job(name: &str, script: &str) -> Job {
     let image = std::env::temp_dir().join(format!("hull-vm-image-{}-{name}.tar", std::process::id()));
-    hull_agent::image::build::of_binary(&image, support::IMAGE, Path::new("/bin/busybox"), "/bin/busybox").expect("make the image");
-    let kubectl = Command::new("sh").args(["-c", "readlink -f $(command -v kubectl)"]).output().expect("find kubectl");
+    hull_agent::image::build::of_binary(&image, support::IMAGE, Path::new("/bin/busybox"), "/bin/busybox")
+        .expect("make the image");
+    let kubectl = Command::new("sh")
+        .args(["-c", "readlink -f $(command -v kubectl)"])
+        .output()
+        .expect("find kubectl");
     let kubectl = PathBuf::from(String::from_utf8_lossy(&kubectl.stdout).trim());
     let mut files = vm::hull_binaries().expect("the built binaries");
-    files.extend([("/files/busybox.tar".to_owned(), image), ("/bin/kubectl".to_owned(), kubectl)]);
-    Job { name: name.to_owned(), files, script: format!("{PRELUDE}\n{script}"), disk: None, memory_mib: 1536, timeout: TIMEOUT }
+    files.extend([
+        ("/files/busybox.tar".to_owned(), image),
+        ("/bin/kubectl".to_owned(), kubectl),
+    ]);
+    Job {
+        name: name.to_owned(),
+        files,
+        script: format!("{PRELUDE}\n{script}"),
+        disk: None,
+        memory_mib: 1536,
+        timeout: TIMEOUT,
+    }
 }
 
 /// Starts a cluster in the guest.
@@ -57,7 +71,10 @@ hull down --purge
 "#;
     let output = vm::check(&Kit::prepare().expect("VM kit"), &job("oom", script)).expect("the job");
     assert!(output.contains("main OOMKilled 137"), "{output}");
-    assert!(output.lines().any(|line| line.trim_end() == "modest"), "only the container over its limit is killed: {output}");
+    assert!(
+        output.lines().any(|line| line.trim_end() == "modest"),
+        "only the container over its limit is killed: {output}"
+    );
 }
 
 #[test]
@@ -106,15 +123,28 @@ fn acknowledged_writes_survive_a_power_cut() {
     let mut acknowledged = Vec::new();
     vm::run(&kit, &first, |line| {
         acknowledged.extend(line.strip_prefix("ack ").map(str::to_owned));
-        if acknowledged.len() >= 12 { Verdict::CutPower } else { Verdict::Continue }
+        if acknowledged.len() >= 12 {
+            Verdict::CutPower
+        } else {
+            Verdict::Continue
+        }
     })
     .expect("the first boot");
-    let read = format!("{mount}start\nkubectl get configmaps -o 'jsonpath={{range .items[*]}}have {{.metadata.name}} {{.data.n}}{{\"\\n\"}}{{end}}'\nhull down");
+    let read = format!(
+        "{mount}start\nkubectl get configmaps -o 'jsonpath={{range .items[*]}}have {{.metadata.name}} {{.data.n}}{{\"\\n\"}}{{end}}'\nhull down"
+    );
     let mut second = job("power-2", &read);
     second.disk = first.disk.clone();
     let output = vm::check(&kit, &second).expect("the second boot");
-    let have: BTreeMap<&str, &str> = output.lines().filter_map(|line| line.strip_prefix("have ")?.split_once(' ')).collect();
+    let have: BTreeMap<&str, &str> = output
+        .lines()
+        .filter_map(|line| line.strip_prefix("have ")?.split_once(' '))
+        .collect();
     for name in &acknowledged {
-        assert_eq!(have.get(name.as_str()).map(|n| format!("c{n}")), Some(name.clone()), "lost an acknowledged write: {output}");
+        assert_eq!(
+            have.get(name.as_str()).map(|n| format!("c{n}")),
+            Some(name.clone()),
+            "lost an acknowledged write: {output}"
+        );
     }
 }

@@ -60,7 +60,10 @@ pub struct ClientError {
 
 impl ClientError {
     fn transport(what: impl Into<String>) -> Self {
-        Self { status: None, what: what.into() }
+        Self {
+            status: None,
+            what: what.into(),
+        }
     }
 
     /// The HTTP status code of the answer, 0 if there was none.
@@ -75,12 +78,16 @@ impl ClientError {
 
     /// 409 because the object is there already.
     pub fn is_already_exists(&self) -> bool {
-        self.status.as_ref().is_some_and(|status| status.reason == "AlreadyExists")
+        self.status
+            .as_ref()
+            .is_some_and(|status| status.reason == "AlreadyExists")
     }
 
     /// 409 because another writer was faster.
     pub fn is_conflict(&self) -> bool {
-        self.status.as_ref().is_some_and(|status| status.code == 409 && status.reason != "AlreadyExists")
+        self.status
+            .as_ref()
+            .is_some_and(|status| status.code == 409 && status.reason != "AlreadyExists")
     }
 
     /// 410: the resource version asked for is compacted.
@@ -168,11 +175,16 @@ struct Credentials {
 /// Inline base64 data, or the content of the file named, relative to the kubeconfig.
 fn material(data: Option<&str>, file: Option<&str>, beside: &Path) -> Result<Option<Vec<u8>>, ClientError> {
     if let Some(data) = data {
-        return BASE64.decode(data.trim()).map(Some).map_err(|e| ClientError::transport(format!("kubeconfig: base64 data: {e}")));
+        return BASE64
+            .decode(data.trim())
+            .map(Some)
+            .map_err(|e| ClientError::transport(format!("kubeconfig: base64 data: {e}")));
     }
     let Some(file) = file else { return Ok(None) };
     let path = beside.join(file);
-    std::fs::read(&path).map(Some).map_err(|e| ClientError::transport(format!("kubeconfig: read {}: {e}", path.display())))
+    std::fs::read(&path)
+        .map(Some)
+        .map_err(|e| ClientError::transport(format!("kubeconfig: read {}: {e}", path.display())))
 }
 
 struct Inner {
@@ -196,35 +208,69 @@ impl Client {
     /// # Errors
     /// The file cannot be read, is no kubeconfig, or its certificates do not parse. Nothing is connected yet.
     pub fn from_kubeconfig(path: &Path) -> Result<Self, ClientError> {
-        let text = std::fs::read_to_string(path).map_err(|e| ClientError::transport(format!("read kubeconfig {}: {e}", path.display())))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| ClientError::transport(format!("read kubeconfig {}: {e}", path.display())))?;
         let wrong = |what: String| ClientError::transport(format!("kubeconfig {}: {what}", path.display()));
         let config: Kubeconfig = serde_saphyr::from_str(&text).map_err(|e| wrong(e.to_string()))?;
         let context = config.contexts.iter().find(|c| c.name == config.current_context);
-        let context = &context.ok_or_else(|| wrong(format!("no context {:?}", config.current_context)))?.value.context;
+        let context = &context
+            .ok_or_else(|| wrong(format!("no context {:?}", config.current_context)))?
+            .value
+            .context;
         let cluster = config.clusters.iter().find(|c| c.name == context.cluster);
-        let cluster = &cluster.ok_or_else(|| wrong(format!("no cluster {:?}", context.cluster)))?.value.cluster;
+        let cluster = &cluster
+            .ok_or_else(|| wrong(format!("no cluster {:?}", context.cluster)))?
+            .value
+            .cluster;
         let user = config.users.iter().find(|c| c.name == context.user);
-        let user = &user.ok_or_else(|| wrong(format!("no user {:?}", context.user)))?.value.user;
+        let user = &user
+            .ok_or_else(|| wrong(format!("no user {:?}", context.user)))?
+            .value
+            .user;
         let beside = path.parent().unwrap_or(Path::new("/"));
-        let ca = material(cluster.certificate_authority_data.as_deref(), cluster.certificate_authority.as_deref(), beside)?;
-        let certificate = material(user.client_certificate_data.as_deref(), user.client_certificate.as_deref(), beside)?;
+        let ca = material(
+            cluster.certificate_authority_data.as_deref(),
+            cluster.certificate_authority.as_deref(),
+            beside,
+        )?;
+        let certificate = material(
+            user.client_certificate_data.as_deref(),
+            user.client_certificate.as_deref(),
+            beside,
+        )?;
         let key = material(user.client_key_data.as_deref(), user.client_key.as_deref(), beside)?;
-        Self::new(&cluster.server, &ca.ok_or_else(|| wrong("no certificate-authority".into()))?, certificate.zip(key), user.token.as_deref())
+        Self::new(
+            &cluster.server,
+            &ca.ok_or_else(|| wrong("no certificate-authority".into()))?,
+            certificate.zip(key),
+            user.token.as_deref(),
+        )
     }
 
     /// A client of `server` (`https://host:port`), trusting the PEM `ca`, identifying itself by a PEM certificate and key or a token.
     ///
     /// # Errors
     /// The address or one of the PEM texts does not parse.
-    pub fn new(server: &str, ca: &[u8], identity: Option<(Vec<u8>, Vec<u8>)>, token: Option<&str>) -> Result<Self, ClientError> {
+    pub fn new(
+        server: &str,
+        ca: &[u8],
+        identity: Option<(Vec<u8>, Vec<u8>)>,
+        token: Option<&str>,
+    ) -> Result<Self, ClientError> {
         let wrong = |what: String| ClientError::transport(format!("API server {server}: {what}"));
         let uri: http::Uri = server.parse().map_err(|e| wrong(format!("not a URL: {e}")))?;
-        let host = uri.host().ok_or_else(|| wrong("no host in the URL".into()))?.trim_matches(['[', ']']).to_owned();
+        let host = uri
+            .host()
+            .ok_or_else(|| wrong("no host in the URL".into()))?
+            .trim_matches(['[', ']'])
+            .to_owned();
         let port = uri.port_u16().unwrap_or(443);
         let mut roots = rustls::RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(ca) {
             let certificate = certificate.map_err(|e| wrong(format!("CA certificate: {e}")))?;
-            roots.add(certificate).map_err(|e| wrong(format!("CA certificate: {e}")))?;
+            roots
+                .add(certificate)
+                .map_err(|e| wrong(format!("CA certificate: {e}")))?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider)
@@ -236,17 +282,28 @@ impl Client {
                 let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificate).collect();
                 let chain = chain.map_err(|e| wrong(format!("client certificate: {e}")))?;
                 let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| wrong(format!("client key: {e}")))?;
-                builder.with_client_auth_cert(chain, key).map_err(|e| wrong(format!("client certificate: {e}")))?
+                builder
+                    .with_client_auth_cert(chain, key)
+                    .map_err(|e| wrong(format!("client certificate: {e}")))?
             }
             None => builder.with_no_client_auth(),
         };
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let bearer = match token {
-            Some(token) => Some(HeaderValue::from_str(&format!("Bearer {}", token.trim())).map_err(|e| wrong(format!("token: {e}")))?),
+            Some(token) => Some(
+                HeaderValue::from_str(&format!("Bearer {}", token.trim())).map_err(|e| wrong(format!("token: {e}")))?,
+            ),
             None => None,
         };
         let server_name = ServerName::try_from(host.clone()).map_err(|e| wrong(format!("host name: {e}")))?;
-        let inner = Inner { host, port, server_name, tls: TlsConnector::from(Arc::new(tls)), bearer, connection: tokio::sync::Mutex::new(None) };
+        let inner = Inner {
+            host,
+            port,
+            server_name,
+            tls: TlsConnector::from(Arc::new(tls)),
+            bearer,
+            connection: tokio::sync::Mutex::new(None),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -265,7 +322,11 @@ impl Client {
             }
             .map_err(|e| failed(e.to_string()))?;
             stream.set_nodelay(true).map_err(|e| failed(e.to_string()))?;
-            let stream = inner.tls.connect(inner.server_name.clone(), stream).await.map_err(|e| failed(format!("TLS: {e}")))?;
+            let stream = inner
+                .tls
+                .connect(inner.server_name.clone(), stream)
+                .await
+                .map_err(|e| failed(format!("TLS: {e}")))?;
             let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(KEEP_ALIVE)
@@ -282,7 +343,9 @@ impl Client {
             });
             Ok(sender)
         };
-        tokio::time::timeout(CONNECT_TIMEOUT, attempt).await.map_err(|_| failed(format!("no answer within {CONNECT_TIMEOUT:?}")))?
+        tokio::time::timeout(CONNECT_TIMEOUT, attempt)
+            .await
+            .map_err(|_| failed(format!("no answer within {CONNECT_TIMEOUT:?}")))?
     }
 
     async fn sender(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
@@ -293,7 +356,13 @@ impl Client {
         }
     }
 
-    async fn send(&self, method: Method, path: &str, content_type: Option<&str>, body: Bytes) -> Result<Response<Incoming>, ClientError> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
         let failed = |what: String| ClientError::transport(format!("{method} {path} at {}: {what}", self.server()));
         let mut request = Request::builder()
             .method(method.clone())
@@ -316,23 +385,50 @@ impl Client {
     ///
     /// # Errors
     /// No connection, a time-out after 30 s, an error status, or an answer that is not JSON.
-    pub async fn request(&self, method: Method, path: &str, content_type: Option<&str>, body: Bytes) -> Result<Value, ClientError> {
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: Bytes,
+    ) -> Result<Value, ClientError> {
         let bytes = self.request_bytes(method.clone(), path, content_type, body).await?;
-        serde_json::from_slice(&bytes).map_err(|e| ClientError::transport(format!("{method} {path} at {}: answer is not JSON: {e}", self.server())))
+        serde_json::from_slice(&bytes).map_err(|e| {
+            ClientError::transport(format!("{method} {path} at {}: answer is not JSON: {e}", self.server()))
+        })
     }
 
     /// As [`Client::request`], with the answer as it came.
     ///
     /// # Errors
     /// No connection, a time-out after 30 s, or an error status.
-    pub async fn request_bytes(&self, method: Method, path: &str, content_type: Option<&str>, body: Bytes) -> Result<Bytes, ClientError> {
+    pub async fn request_bytes(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
         let exchange = async {
             let response = self.send(method.clone(), path, content_type, body).await?;
-            let (status, bytes) = collect(response).await.map_err(|e| ClientError::transport(format!("{method} {path}: {e}")))?;
-            if status.is_success() { Ok(bytes) } else { Err(answered(&method, path, status, &bytes)) }
+            let (status, bytes) = collect(response)
+                .await
+                .map_err(|e| ClientError::transport(format!("{method} {path}: {e}")))?;
+            if status.is_success() {
+                Ok(bytes)
+            } else {
+                Err(answered(&method, path, status, &bytes))
+            }
         };
-        let late = || ClientError::transport(format!("{method} {path} at {}: no answer within {REQUEST_TIMEOUT:?}", self.server()));
-        tokio::time::timeout(REQUEST_TIMEOUT, exchange).await.map_err(|_| late())?
+        let late = || {
+            ClientError::transport(format!(
+                "{method} {path} at {}: no answer within {REQUEST_TIMEOUT:?}",
+                self.server()
+            ))
+        };
+        tokio::time::timeout(REQUEST_TIMEOUT, exchange)
+            .await
+            .map_err(|_| late())?
     }
 
     /// GET of an object or a list.
@@ -356,7 +452,8 @@ impl Client {
     /// # Errors
     /// See [`Client::request`].
     pub async fn create(&self, path: &str, object: &Value) -> Result<Value, ClientError> {
-        self.request(Method::POST, path, Some("application/json"), encode(object)).await
+        self.request(Method::POST, path, Some("application/json"), encode(object))
+            .await
     }
 
     /// PUT of an object.
@@ -364,7 +461,8 @@ impl Client {
     /// # Errors
     /// See [`Client::request`].
     pub async fn update(&self, path: &str, object: &Value) -> Result<Value, ClientError> {
-        self.request(Method::PUT, path, Some("application/json"), encode(object)).await
+        self.request(Method::PUT, path, Some("application/json"), encode(object))
+            .await
     }
 
     /// PATCH of an object.
@@ -372,7 +470,8 @@ impl Client {
     /// # Errors
     /// See [`Client::request`].
     pub async fn patch(&self, path: &str, kind: PatchKind, patch: &Value) -> Result<Value, ClientError> {
-        self.request(Method::PATCH, path, Some(kind.content_type()), encode(patch)).await
+        self.request(Method::PATCH, path, Some(kind.content_type()), encode(patch))
+            .await
     }
 
     /// DELETE with `DeleteOptions` (`Value::Null` for none).
@@ -383,7 +482,8 @@ impl Client {
         if options.is_null() {
             return self.request(Method::DELETE, path, None, Bytes::new()).await;
         }
-        self.request(Method::DELETE, path, Some("application/json"), encode(options)).await
+        self.request(Method::DELETE, path, Some("application/json"), encode(options))
+            .await
     }
 
     /// Starts a watch: `path` with its query, `watch=true` included.
@@ -394,12 +494,23 @@ impl Client {
         let start = async {
             let response = self.send(Method::GET, path, None, Bytes::new()).await?;
             if response.status().is_success() {
-                return Ok(Watch { body: response.into_body(), buffer: BytesMut::new(), path: path.to_owned() });
+                return Ok(Watch {
+                    body: response.into_body(),
+                    buffer: BytesMut::new(),
+                    path: path.to_owned(),
+                });
             }
-            let (status, bytes) = collect(response).await.map_err(|e| ClientError::transport(format!("GET {path}: {e}")))?;
+            let (status, bytes) = collect(response)
+                .await
+                .map_err(|e| ClientError::transport(format!("GET {path}: {e}")))?;
             Err(answered(&Method::GET, path, status, &bytes))
         };
-        let late = || ClientError::transport(format!("watch {path} at {}: no answer within {REQUEST_TIMEOUT:?}", self.server()));
+        let late = || {
+            ClientError::transport(format!(
+                "watch {path} at {}: no answer within {REQUEST_TIMEOUT:?}",
+                self.server()
+            ))
+        };
         tokio::time::timeout(REQUEST_TIMEOUT, start).await.map_err(|_| late())?
     }
 }
@@ -418,7 +529,11 @@ fn take_items(list: &mut Value) -> Vec<Value> {
 async fn collect(response: Response<Incoming>) -> Result<(StatusCode, Bytes), String> {
     let status = response.status();
     let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER_BYTES);
-    let bytes = body.collect().await.map_err(|e| format!("reading the answer: {e}"))?.to_bytes();
+    let bytes = body
+        .collect()
+        .await
+        .map_err(|e| format!("reading the answer: {e}"))?
+        .to_bytes();
     Ok((status, bytes))
 }
 
@@ -428,8 +543,14 @@ fn answered(method: &Method, path: &str, code: StatusCode, body: &[u8]) -> Clien
     if status.message.is_empty() {
         status.message = String::from_utf8_lossy(&body[..body.len().min(256)]).into_owned();
     }
-    let what = format!("{method} {path}: the API server answered {} {}: {}", status.code, status.reason, status.message);
-    ClientError { status: Some(status), what }
+    let what = format!(
+        "{method} {path}: the API server answered {} {}: {}",
+        status.code, status.reason, status.message
+    );
+    ClientError {
+        status: Some(status),
+        what,
+    }
 }
 
 /// What happened to a watched object.
@@ -480,7 +601,10 @@ impl Watch {
                 return self.decode(&line).map(Some);
             }
             if self.buffer.len() > MAX_ANSWER_BYTES {
-                return Err(ClientError::transport(format!("watch {}: an event of more than {MAX_ANSWER_BYTES} bytes", self.path)));
+                return Err(ClientError::transport(format!(
+                    "watch {}: an event of more than {MAX_ANSWER_BYTES} bytes",
+                    self.path
+                )));
             }
             match self.body.frame().await {
                 None => return Ok(None),
@@ -495,14 +619,20 @@ impl Watch {
     }
 
     fn decode(&self, line: &[u8]) -> Result<WatchEvent, ClientError> {
-        let event: WatchEvent =
-            serde_json::from_slice(line).map_err(|e| ClientError::transport(format!("watch {}: not a watch event: {e}", self.path)))?;
+        let event: WatchEvent = serde_json::from_slice(line)
+            .map_err(|e| ClientError::transport(format!("watch {}: not a watch event: {e}", self.path)))?;
         if event.kind != WatchKind::Error {
             return Ok(event);
         }
         let status: ApiStatus = serde_json::from_value(event.object).unwrap_or_default();
-        let what = format!("watch {}: the API server ended it: {} {}: {}", self.path, status.code, status.reason, status.message);
-        Err(ClientError { status: Some(status), what })
+        let what = format!(
+            "watch {}: the API server ended it: {} {}: {}",
+            self.path, status.code, status.reason, status.message
+        );
+        Err(ClientError {
+            status: Some(status),
+            what,
+        })
     }
 }
 
@@ -531,7 +661,15 @@ pub struct ListWatch {
 impl ListWatch {
     /// Follows `path` (`/api/v1/pods`) with `query` (`fieldSelector=…`, may be empty), percent-encoded by the caller.
     pub fn new(client: Client, path: impl Into<String>, query: impl Into<String>) -> Self {
-        Self { client, path: path.into(), query: query.into(), watch: None, version: None, delay: BACKOFF.0, pending: VecDeque::new() }
+        Self {
+            client,
+            path: path.into(),
+            query: query.into(),
+            watch: None,
+            version: None,
+            delay: BACKOFF.0,
+            pending: VecDeque::new(),
+        }
     }
 
     /// The next event. Waits through failures, with a growing delay and a log line for each; safe to cancel.
@@ -564,10 +702,14 @@ impl ListWatch {
             return Ok(());
         };
         if self.watch.is_none() {
-            let url = self.url(&format!("watch=true&allowWatchBookmarks=true&resourceVersion={version}"));
+            let url = self.url(&format!(
+                "watch=true&allowWatchBookmarks=true&resourceVersion={version}"
+            ));
             self.watch = Some(self.client.watch(&url).await?);
         }
-        let Some(watch) = self.watch.as_mut() else { return Ok(()) };
+        let Some(watch) = self.watch.as_mut() else {
+            return Ok(());
+        };
         let Some(event) = watch.next().await? else {
             self.watch = None;
             return Ok(());
@@ -600,7 +742,10 @@ mod tests {
         assert!(error.is_not_found());
         assert!(error.to_string().contains("pods \"x\" not found"), "{error}");
         let error = answered(&Method::GET, "/", StatusCode::BAD_GATEWAY, b"<html>");
-        assert_eq!((error.code(), error.status.map(|s| s.message)), (502, Some("<html>".to_owned())));
+        assert_eq!(
+            (error.code(), error.status.map(|s| s.message)),
+            (502, Some("<html>".to_owned()))
+        );
     }
 
     #[test]
@@ -608,7 +753,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("config");
         std::fs::write(&path, "current-context: b\nclusters: []\nusers: []\ncontexts: []\n").expect("write");
-        let error = Client::from_kubeconfig(&path).err().map(|e| e.to_string()).unwrap_or_default();
+        let error = Client::from_kubeconfig(&path)
+            .err()
+            .map(|e| e.to_string())
+            .unwrap_or_default();
         assert!(error.contains("no context \"b\""), "{error}");
     }
 }

@@ -51,7 +51,11 @@ mod tests {
     #[test]
     fn documents_find_their_collection() {
         let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: b, namespace: a}\n";
-        let paths: Vec<String> = documents(text).expect("YAML").iter().map(|d| collection_path(d).expect("kind")).collect();
+        let paths: Vec<String> = documents(text)
+            .expect("YAML")
+            .iter()
+            .map(|d| collection_path(d).expect("kind"))
+            .collect();
         assert_eq!(paths, ["/api/v1/namespaces", "/apis/apps/v1/namespaces/a/deployments"]);
         assert!(collection_path(&serde_json::json!({"kind": "Pod"})).is_err());
     }

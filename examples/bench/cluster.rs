@@ -23,9 +23,22 @@ struct Cluster {
 impl Cluster {
     fn hull(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.hull);
-        command.args(["--data-dir", DATA_DIR, "--run-dir", RUN_DIR, "--cgroup", "hull-bench", "--bpf-dir", "/sys/fs/bpf/hull-bench"]);
+        command.args([
+            "--data-dir",
+            DATA_DIR,
+            "--run-dir",
+            RUN_DIR,
+            "--cgroup",
+            "hull-bench",
+            "--bpf-dir",
+            "/sys/fs/bpf/hull-bench",
+        ]);
         let out = command.args(arguments).output().context("start hull")?;
-        ensure!(out.status.success(), "hull {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        ensure!(
+            out.status.success(),
+            "hull {arguments:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
 }
@@ -43,7 +56,9 @@ impl Drop for Cluster {
 /// # Errors
 /// The cluster does not start or a pod does not run.
 pub fn run(binaries: &Path, starts: usize, pods: usize) -> Result<()> {
-    let cluster = Cluster { hull: binaries.join("hull") };
+    let cluster = Cluster {
+        hull: binaries.join("hull"),
+    };
     let mut ready = Vec::new();
     for _ in 0..starts {
         cluster.hull(&["down", "--purge", "--grace", "0"])?;
@@ -51,25 +66,40 @@ pub fn run(binaries: &Path, starts: usize, pods: usize) -> Result<()> {
         cluster.hull(&["up", "--detach"])?;
         ready.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    println!("hull up, nothing to ready   median {:7.0} ms   max {:7.0} ms   ({starts} starts)", quantile(&ready, 0.5), quantile(&ready, 1.0));
+    println!(
+        "hull up, nothing to ready   median {:7.0} ms   max {:7.0} ms   ({starts} starts)",
+        quantile(&ready, 0.5),
+        quantile(&ready, 1.0)
+    );
     std::thread::sleep(Duration::from_secs(5));
     let status: Value = serde_json::from_str(&cluster.hull(&["status", "-o", "json"])?).context("hull status")?;
     let mut total = 0.0;
     for process in status["processes"].as_array().into_iter().flatten() {
         let mib = process["residentKiB"].as_f64().unwrap_or_default() / 1024.0;
         total += mib;
-        println!("resident memory at rest     {:10} {mib:7.1} MiB", process["role"].as_str().unwrap_or("?"));
+        println!(
+            "resident memory at rest     {:10} {mib:7.1} MiB",
+            process["role"].as_str().unwrap_or("?")
+        );
     }
     println!("resident memory at rest     total      {total:7.1} MiB");
     let archive = Path::new(DATA_DIR).join("bench.tar");
     hull_agent::image::build::of_binary(&archive, IMAGE, Path::new("/bin/busybox"), "/bin/busybox")?;
     cluster.hull(&["image", "import", &archive.to_string_lossy()])?;
     std::fs::remove_file(&archive).context("remove the archive")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start tokio")?;
     let client = Client::from_kubeconfig(&Path::new(DATA_DIR).join("pki/admin.kubeconfig"))?;
     let mut started = Vec::new();
     for i in 0..pods {
-        started.push(runtime.block_on(start_pod(&client, &format!("bench-{i}")))?.as_secs_f64() * 1e3);
+        started.push(
+            runtime
+                .block_on(start_pod(&client, &format!("bench-{i}")))?
+                .as_secs_f64()
+                * 1e3,
+        );
     }
     let [p50, p90, max] = [0.5, 0.9, 1.0].map(|q| quantile(&started, q));
     println!("pod, POST to Running seen   median {p50:7.1} ms   p90 {p90:7.1} ms   max {max:7.1} ms   ({pods} pods)");
@@ -81,7 +111,11 @@ async fn start_pod(client: &Client, name: &str) -> Result<Duration> {
     let collection = "/api/v1/namespaces/default/pods";
     let list = client.get(&format!("{collection}?limit=1")).await?;
     let version = list["metadata"]["resourceVersion"].as_str().unwrap_or("0").to_owned();
-    let mut watch = client.watch(&format!("{collection}?watch=true&resourceVersion={version}&fieldSelector=metadata.name%3D{name}")).await?;
+    let mut watch = client
+        .watch(&format!(
+            "{collection}?watch=true&resourceVersion={version}&fieldSelector=metadata.name%3D{name}"
+        ))
+        .await?;
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {"terminationGracePeriodSeconds": 0, "containers": [{"name": "main", "image": IMAGE, "command": ["/bin/busybox", "sleep", "1000"]}]},
@@ -96,7 +130,11 @@ async fn start_pod(client: &Client, name: &str) -> Result<Duration> {
         }
         anyhow::bail!("the watch ended")
     };
-    let took = tokio::time::timeout(PATIENCE, running).await.with_context(|| format!("{name} is not Running after {PATIENCE:?}"))??;
-    client.delete(&format!("{collection}/{name}"), &json!({"gracePeriodSeconds": 0})).await?;
+    let took = tokio::time::timeout(PATIENCE, running)
+        .await
+        .with_context(|| format!("{name} is not Running after {PATIENCE:?}"))??;
+    client
+        .delete(&format!("{collection}/{name}"), &json!({"gracePeriodSeconds": 0}))
+        .await?;
     Ok(took)
 }

@@ -28,17 +28,37 @@ pub fn run(binaries: &Path, rounds: usize, inside: bool) -> Result<()> {
     if !inside {
         let script = "mount --make-rprivate / && umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup /sys/fs/cgroup && exec \"$0\" \"$@\"";
         let mut command = Command::new("unshare");
-        command.args(["-m", "sh", "-c", script]).arg(std::env::current_exe()?).arg("--binaries").arg(binaries);
-        return Err(command.args(["runtime", "--rounds", &rounds.to_string(), "--inside"]).exec()).context("start unshare");
+        command
+            .args(["-m", "sh", "-c", script])
+            .arg(std::env::current_exe()?)
+            .arg("--binaries")
+            .arg(binaries);
+        return Err(command
+            .args(["runtime", "--rounds", &rounds.to_string(), "--inside"])
+            .exec())
+        .context("start unshare");
     }
     let bundle = tempfile::tempdir().context("make a temporary directory")?;
     let ours = binaries.join("hull-runtime");
     write_bundle(&ours, bundle.path())?;
-    let mut runtimes = vec![Runtime { name: "hull-runtime".into(), path: ours, run: vec![], steps: vec![] }];
+    let mut runtimes = vec![Runtime {
+        name: "hull-runtime".into(),
+        path: ours,
+        run: vec![],
+        steps: vec![],
+    }];
     let path = std::env::var_os("PATH").unwrap_or_default();
     for peer in PEERS {
-        if let Some(found) = std::env::split_paths(&path).map(|dir| dir.join(peer)).find(|path| path.is_file()) {
-            runtimes.push(Runtime { name: (*peer).to_owned(), path: found, run: vec![], steps: vec![] });
+        if let Some(found) = std::env::split_paths(&path)
+            .map(|dir| dir.join(peer))
+            .find(|path| path.is_file())
+        {
+            runtimes.push(Runtime {
+                name: (*peer).to_owned(),
+                path: found,
+                run: vec![],
+                steps: vec![],
+            });
         }
     }
     for round in 0..rounds + 3 {
@@ -77,8 +97,14 @@ fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
 
 fn step(runtime: &Path, bundle: &Path, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new(runtime);
-    command.args(arguments).current_dir(bundle).stdin(Stdio::null()).stdout(Stdio::null());
-    let status = command.status().with_context(|| format!("start {}", runtime.display()))?;
+    command
+        .args(arguments)
+        .current_dir(bundle)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let status = command
+        .status()
+        .with_context(|| format!("start {}", runtime.display()))?;
     ensure!(status.success(), "{} {arguments:?}: {status}", runtime.display());
     Ok(())
 }
@@ -87,7 +113,8 @@ fn step(runtime: &Path, bundle: &Path, arguments: &[&str]) -> Result<()> {
 fn write_bundle(ours: &Path, bundle: &Path) -> Result<()> {
     step(ours, bundle, &["spec"])?;
     let path = bundle.join("config.json");
-    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&path).context("read config.json")?).context("config.json")?;
+    let mut spec: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).context("read config.json")?).context("config.json")?;
     spec["process"]["terminal"] = false.into();
     spec["process"]["args"] = serde_json::json!(["/bin/true"]);
     if let Some(process) = spec["process"].as_object_mut() {

@@ -26,7 +26,9 @@ impl DemoCluster {
     /// # Errors
     /// The cluster does not get ready.
     pub fn start(binaries: &Path) -> Result<Self> {
-        let demo = Self { hull: binaries.join("hull") };
+        let demo = Self {
+            hull: binaries.join("hull"),
+        };
         if Path::new(RUN_DIR).exists() || Path::new(DATA_DIR).exists() {
             println!("an earlier demo left a cluster: removing it");
             demo.stop()?;
@@ -48,7 +50,9 @@ impl DemoCluster {
     /// # Errors
     /// The kubeconfig cannot be read.
     pub fn client(&self) -> Result<Client> {
-        Ok(Client::from_kubeconfig(&Path::new(DATA_DIR).join("pki/admin.kubeconfig"))?)
+        Ok(Client::from_kubeconfig(
+            &Path::new(DATA_DIR).join("pki/admin.kubeconfig"),
+        )?)
     }
 
     /// Packs `binary` as the only file of an image and imports it.
@@ -68,7 +72,11 @@ impl DemoCluster {
         let mut command = self.hull(&["image", "import"]);
         command.arg(archive.path());
         run(command)?;
-        println!("made and imported the image {IMAGE} from {} ({} ms)", binary.display(), began.elapsed().as_millis());
+        println!(
+            "made and imported the image {IMAGE} from {} ({} ms)",
+            binary.display(),
+            began.elapsed().as_millis()
+        );
         Ok(())
     }
 
@@ -79,10 +87,16 @@ impl DemoCluster {
     pub fn stop(&self) -> Result<()> {
         let began = Instant::now();
         run(self.hull(&["down", "--purge", "--grace", "2"]))?;
-        let left = [DATA_DIR, RUN_DIR, BPF_DIR].into_iter().filter(|path| Path::new(path).exists()).collect::<Vec<_>>();
+        let left = [DATA_DIR, RUN_DIR, BPF_DIR]
+            .into_iter()
+            .filter(|path| Path::new(path).exists())
+            .collect::<Vec<_>>();
         ensure!(left.is_empty(), "hull down --purge left {left:?}");
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
-        if let Some(mount) = mounts.lines().find(|line| line.contains(RUN_DIR) || line.contains(DATA_DIR)) {
+        if let Some(mount) = mounts
+            .lines()
+            .find(|line| line.contains(RUN_DIR) || line.contains(DATA_DIR))
+        {
             bail!("hull down --purge left a mount: {mount}");
         }
         println!("stopped, all data removed ({} ms)", began.elapsed().as_millis());
@@ -103,7 +117,9 @@ impl DemoCluster {
 
     fn hull(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.hull);
-        command.args(["--data-dir", DATA_DIR, "--run-dir", RUN_DIR]).args(arguments);
+        command
+            .args(["--data-dir", DATA_DIR, "--run-dir", RUN_DIR])
+            .args(arguments);
         command
     }
 }
@@ -111,7 +127,13 @@ impl DemoCluster {
 /// Runs a command whose output is shown only if it fails.
 fn run(mut command: Command) -> Result<()> {
     let out = command.output().with_context(|| format!("start {command:?}"))?;
-    let said = || format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    let said = || {
+        format!(
+            "{}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        )
+    };
     ensure!(out.status.success(), "{command:?}: {}\n{}", out.status, said());
     Ok(())
 }

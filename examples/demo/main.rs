@@ -46,8 +46,14 @@ fn main() -> std::process::ExitCode {
 
 fn run() -> Result<()> {
     let options = Options::parse();
-    ensure!(rustix::process::geteuid().is_root(), "the demo needs root: it makes namespaces, cgroups and network devices. Run it with sudo");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "the demo needs root: it makes namespaces, cgroups and network devices. Run it with sudo"
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start tokio")?;
     let began = Instant::now();
     let demo = DemoCluster::start(&options.binaries)?;
     let outcome = runtime.block_on(show(&demo, &options, began));
@@ -58,7 +64,10 @@ fn run() -> Result<()> {
     let stopped = demo.stop();
     outcome?;
     stopped?;
-    println!("\ndone: {:.2} s of cluster time, nothing is left", began.elapsed().as_secs_f64());
+    println!(
+        "\ndone: {:.2} s of cluster time, nothing is left",
+        began.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 

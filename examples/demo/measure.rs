@@ -23,11 +23,19 @@ fn request(address: SocketAddrV4) -> Result<Sample> {
     stream.set_nodelay(true)?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).with_context(|| format!("answer of {address}"))?;
+    stream
+        .read_to_string(&mut text)
+        .with_context(|| format!("answer of {address}"))?;
     let total = began.elapsed();
-    let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("{address}: not an HTTP answer: {text:?}"))?;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .with_context(|| format!("{address}: not an HTTP answer: {text:?}"))?;
     ensure!(head.starts_with("HTTP/1.1 200"), "{address}: {head}");
-    Ok(Sample { connect, total, answer: body.trim().to_owned() })
+    Ok(Sample {
+        connect,
+        total,
+        answer: body.trim().to_owned(),
+    })
 }
 
 /// Sends `count` requests each way, alternating, and prints who answered and both latencies.
@@ -35,7 +43,9 @@ fn request(address: SocketAddrV4) -> Result<Sample> {
 /// # Errors
 /// Any request fails: not one may.
 pub fn run(service: SocketAddrV4, pods: &[ReadyPod], count: usize) -> Result<()> {
-    println!("\n{count} requests to the service {service}, {count} to the pod addresses, in turn, each on a new connection");
+    println!(
+        "\n{count} requests to the service {service}, {count} to the pod addresses, in turn, each on a new connection"
+    );
     let (mut through, mut direct) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for i in 0..count {
         through.push(request(service)?);
@@ -49,7 +59,12 @@ pub fn run(service: SocketAddrV4, pods: &[ReadyPod], count: usize) -> Result<()>
     for (answer, times) in &answered {
         println!("    {times:>5}  {answer}");
     }
-    ensure!(answered.len() == pods.len(), "{} pods are ready, {} answered", pods.len(), answered.len());
+    ensure!(
+        answered.len() == pods.len(),
+        "{} pods are ready, {} answered",
+        pods.len(),
+        answered.len()
+    );
     println!("  {:<22}{:>10}{:>10}{:>10}", "latency in us", "p50", "p90", "p99");
     for (name, samples, of) in [
         ("connect, service", &through, (|s| s.connect) as fn(&Sample) -> Duration),

@@ -24,6 +24,8 @@ pub struct TestCluster {
     run_dir: PathBuf,
     name: String,
     flags: Vec<String>,
+    /// hull's interfaces that were there before: another cluster of this machine's owner.
+    foreign_interfaces: Vec<String>,
 }
 
 fn free_port() -> u16 {
@@ -42,10 +44,16 @@ impl TestCluster {
 
     /// Directories and flags, nothing started yet.
     pub fn prepare(name: &str) -> Self {
-        assert!(rustix::process::geteuid().is_root(), "this test needs root: it starts a real cluster");
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "this test needs root: it starts a real cluster"
+        );
         let number = (std::process::id() as u8).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 200;
         let name = format!("hull-test-{name}-{}", std::process::id());
-        let data_dir = tempfile::Builder::new().prefix(&name).tempdir().expect("temporary directory");
+        let data_dir = tempfile::Builder::new()
+            .prefix(&name)
+            .tempdir()
+            .expect("temporary directory");
         let run_dir = Path::new("/run").join(&name);
         let flags = vec![
             format!("--data-dir={}", data_dir.path().display()),
@@ -58,7 +66,13 @@ impl TestCluster {
             format!("--bpf-dir=/sys/fs/bpf/{name}"),
             "--node-name=node-1".to_owned(),
         ];
-        Self { data_dir, run_dir, name, flags }
+        Self {
+            data_dir,
+            run_dir,
+            name,
+            flags,
+            foreign_interfaces: interfaces(),
+        }
     }
 
     /// `hull` with this cluster's flags.
@@ -76,7 +90,10 @@ impl TestCluster {
 
     /// `hull down` with further flags.
     pub fn down(&self, arguments: &[&str]) {
-        let all: Vec<&str> = ["down", "--grace", "2"].into_iter().chain(arguments.iter().copied()).collect();
+        let all: Vec<&str> = ["down", "--grace", "2"]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .collect();
         let out = output(&mut self.hull(&all));
         assert!(out.status.success(), "hull down: {}\nlog:\n{}", text(&out), self.log());
     }
@@ -91,7 +108,8 @@ impl TestCluster {
     /// Packs the host's static busybox as an image and imports it.
     pub fn import_busybox(&self) {
         let archive = self.data_dir.path().join("busybox.tar");
-        hull_agent::image::build::of_binary(&archive, IMAGE, Path::new("/bin/busybox"), "/bin/busybox").expect("make the image");
+        hull_agent::image::build::of_binary(&archive, IMAGE, Path::new("/bin/busybox"), "/bin/busybox")
+            .expect("make the image");
         let out = output(self.hull(&["image", "import"]).arg(&archive));
         assert!(out.status.success(), "hull image import: {}", text(&out));
     }
@@ -119,7 +137,12 @@ impl TestCluster {
     /// Runs kubectl; panics with what it said if it fails.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         let out = self.try_kubectl(arguments, "");
-        assert!(out.status.success(), "kubectl {arguments:?}: {}\nlog:\n{}", text(&out), self.log());
+        assert!(
+            out.status.success(),
+            "kubectl {arguments:?}: {}\nlog:\n{}",
+            text(&out),
+            self.log()
+        );
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
@@ -127,22 +150,43 @@ impl TestCluster {
     pub fn try_kubectl(&self, arguments: &[&str], input: &str) -> Output {
         use std::io::Write as _;
         let mut command = Command::new("kubectl");
-        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", self.data_dir.path()).args(arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("kubectl must be installed (cargo xtask test installs it)");
-        child.stdin.take().expect("its standard input").write_all(input.as_bytes()).expect("write to kubectl");
+        command
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("HOME", self.data_dir.path())
+            .args(arguments);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .expect("kubectl must be installed (cargo xtask test installs it)");
+        child
+            .stdin
+            .take()
+            .expect("its standard input")
+            .write_all(input.as_bytes())
+            .expect("write to kubectl");
         child.wait_with_output().expect("wait for kubectl")
     }
 
     /// `kubectl apply -f -`.
     pub fn apply(&self, manifest: &str) {
         let out = self.try_kubectl(&["apply", "-f", "-"], manifest);
-        assert!(out.status.success(), "kubectl apply: {}\nlog:\n{}", text(&out), self.log());
+        assert!(
+            out.status.success(),
+            "kubectl apply: {}\nlog:\n{}",
+            text(&out),
+            self.log()
+        );
     }
 
     /// An object as JSON.
     pub fn get(&self, arguments: &[&str]) -> Value {
-        let all: Vec<&str> = ["get", "-o", "json"].into_iter().chain(arguments.iter().copied()).collect();
+        let all: Vec<&str> = ["get", "-o", "json"]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .collect();
         serde_json::from_str(&self.kubectl(&all)).expect("JSON from kubectl")
     }
 
@@ -150,7 +194,12 @@ impl TestCluster {
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !condition() {
-            assert!(Instant::now() < deadline, "not after {PATIENCE:?}: {what}\npods:\n{}\nlog:\n{}", self.pods_text(), self.log());
+            assert!(
+                Instant::now() < deadline,
+                "not after {PATIENCE:?}: {what}\npods:\n{}\nlog:\n{}",
+                self.pods_text(),
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -161,16 +210,32 @@ impl TestCluster {
 
     /// Waits for a pod to be Ready.
     pub fn wait_ready(&self, pod: &str) {
-        let out = self.try_kubectl(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"], "");
-        assert!(out.status.success(), "{pod} not ready: {}\npods:\n{}\nlog:\n{}", text(&out), self.pods_text(), self.log());
+        let out = self.try_kubectl(
+            &["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"],
+            "",
+        );
+        assert!(
+            out.status.success(),
+            "{pod} not ready: {}\npods:\n{}\nlog:\n{}",
+            text(&out),
+            self.pods_text(),
+            self.log()
+        );
     }
 
     /// The pid of one of hull's processes: `supervisor`, `control`, `agent` or `warden`.
     pub fn pid(&self, role: &str) -> i32 {
         let out = output(&mut self.hull(&["status", "-o", "json"]));
-        let status: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("hull status: {e}: {}", text(&out)));
-        let found = status["processes"].as_array().into_iter().flatten().find(|process| process["role"] == role);
-        found.and_then(|process| process["pid"].as_i64()).unwrap_or_else(|| panic!("no {role} in {status:#}")) as i32
+        let status: Value =
+            serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("hull status: {e}: {}", text(&out)));
+        let found = status["processes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|process| process["role"] == role);
+        found
+            .and_then(|process| process["pid"].as_i64())
+            .unwrap_or_else(|| panic!("no {role} in {status:#}")) as i32
     }
 
     /// kill -9.
@@ -183,9 +248,17 @@ impl TestCluster {
     pub fn container(&self, pod: &Value) -> (i32, u64) {
         let uid = pod["metadata"]["uid"].as_str().expect("uid");
         let dir = cgroup2_mount().join(&self.name).join(format!("pod{uid}"));
-        let procs = fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())).filter_map(Result::ok).find_map(|entry| {
-            fs::read_to_string(entry.path().join("cgroup.procs")).ok()?.lines().next()?.parse::<i32>().ok()
-        });
+        let procs = fs::read_dir(&dir)
+            .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+            .filter_map(Result::ok)
+            .find_map(|entry| {
+                fs::read_to_string(entry.path().join("cgroup.procs"))
+                    .ok()?
+                    .lines()
+                    .next()?
+                    .parse::<i32>()
+                    .ok()
+            });
         let pid = procs.unwrap_or_else(|| panic!("no process in {}", dir.display()));
         (pid, start_time(pid).expect("the container's process"))
     }
@@ -193,15 +266,29 @@ impl TestCluster {
     /// Fails if anything of this cluster is left on the machine.
     pub fn assert_nothing_left(&self) {
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mount table");
-        let mine = |line: &&str| line.contains(&*self.run_dir.to_string_lossy()) || line.contains(&*self.data_dir.path().to_string_lossy());
+        let mine = |line: &&str| {
+            line.contains(&*self.run_dir.to_string_lossy()) || line.contains(&*self.data_dir.path().to_string_lossy())
+        };
         assert_eq!(mounts.lines().find(mine), None, "a mount is left");
-        assert!(!self.run_dir.exists(), "{} is left: {:?}", self.run_dir.display(), list(&self.run_dir));
+        assert!(
+            !self.run_dir.exists(),
+            "{} is left: {:?}",
+            self.run_dir.display(),
+            list(&self.run_dir)
+        );
         assert!(!cgroup2_mount().join(&self.name).exists(), "the cgroup is left");
         assert!(!Path::new("/sys/fs/bpf").join(&self.name).exists(), "BPF pins are left");
-        let links = text(&output(Command::new("ip").args(["-o", "link"])));
-        assert!(!links.contains("hull"), "an interface is left:\n{links}");
+        let left: Vec<String> = interfaces()
+            .into_iter()
+            .filter(|name| !self.foreign_interfaces.contains(name))
+            .collect();
+        assert!(left.is_empty(), "interfaces are left: {left:?}");
         let processes = output(Command::new("ps").args(["-eo", "pid,args"]));
-        let left: Vec<String> = text(&processes).lines().filter(|line| line.contains(&self.name)).map(str::to_owned).collect();
+        let left: Vec<String> = text(&processes)
+            .lines()
+            .filter(|line| line.contains(&self.name))
+            .map(str::to_owned)
+            .collect();
         assert!(left.is_empty(), "processes are left: {left:?}");
     }
 }
@@ -215,6 +302,18 @@ impl Drop for TestCluster {
     }
 }
 
+/// Names of the interfaces that hull makes.
+fn interfaces() -> Vec<String> {
+    let names = fs::read_dir("/sys/class/net")
+        .expect("interfaces")
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name());
+    names
+        .map(|name| name.to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("hull"))
+        .collect()
+}
+
 /// Runs a command to its end.
 pub fn output(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|e| panic!("start {command:?}: {e}"))
@@ -222,17 +321,29 @@ pub fn output(command: &mut Command) -> Output {
 
 /// Standard output and error of a command, for messages.
 pub fn text(out: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    )
 }
 
 fn list(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path()).collect()
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Where the unified hierarchy is mounted.
 pub fn cgroup2_mount() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mount table");
-    let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("a cgroup2 mount");
+    let line = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .expect("a cgroup2 mount");
     PathBuf::from(line.split(' ').nth(4).expect("its mount point"))
 }
 

@@ -21,9 +21,16 @@ pub struct Options {
 /// The build fails or the benchmark cannot be started.
 pub fn run(options: &Options) -> Result<()> {
     host::require_root("benchmarks run real clusters and containers")?;
-    host::install(&[("gcc", "linker, and C parts of the TLS library"), ("busybox-static", "programs inside containers")])?;
+    host::install(&[
+        ("gcc", "linker, and C parts of the TLS library"),
+        ("busybox-static", "programs inside containers"),
+    ])?;
     let directory = host::build_release(&["--example", "bench", "--example", "web"])?;
     let mut command = Command::new(directory.join("examples/bench"));
-    command.arg("--binaries").arg(&directory).args(&options.arguments).current_dir(host::workspace());
+    command
+        .arg("--binaries")
+        .arg(&directory)
+        .args(&options.arguments)
+        .current_dir(host::workspace());
     Err(command.exec()).context("start the benchmark")
 }

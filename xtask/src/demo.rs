@@ -21,7 +21,10 @@ pub struct Options {
 /// A package cannot be installed, the build fails, or the demo cannot be started.
 pub fn run(options: &Options) -> Result<()> {
     host::require_root("the demo makes namespaces, cgroups and network devices")?;
-    host::install(&[("gcc", "linker, and C parts of the TLS library"), ("binutils", "strip, for a small image")])?;
+    host::install(&[
+        ("gcc", "linker, and C parts of the TLS library"),
+        ("binutils", "strip, for a small image"),
+    ])?;
     host::say("building hull (release); the first time takes some minutes");
     let directory = host::build_release(&["--example", "demo", "--example", "web"])?;
     let mut command = Command::new(directory.join("examples/demo"));

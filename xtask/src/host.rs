@@ -22,7 +22,10 @@ pub fn say(what: &str) {
 /// # Errors
 /// Says what root is needed for.
 pub fn require_root(why: &str) -> Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "this needs root: {why}. Run it again with sudo");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "this needs root: {why}. Run it again with sudo"
+    );
     Ok(())
 }
 
@@ -37,7 +40,9 @@ pub fn run(command: &mut Command) -> Result<()> {
 }
 
 fn is_installed(package: &str) -> bool {
-    let out = Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]).output();
+    let out = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Status}", package])
+        .output();
     out.is_ok_and(|out| out.stdout.ends_with(b"install ok installed"))
 }
 
@@ -68,12 +73,18 @@ pub fn install(packages: &[(&str, &str)]) -> Result<()> {
     require_root("installing Debian packages")?;
     if Command::new("apt-get").arg("--version").output().is_err() {
         let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
-        bail!("no apt-get here: install by hand what these Debian packages hold: {}", names.join(" "));
+        bail!(
+            "no apt-get here: install by hand what these Debian packages hold: {}",
+            names.join(" ")
+        );
     }
     apt_update_once()?;
     let names = missing.iter().map(|(name, _)| *name);
     let mut command = Command::new("apt-get");
-    command.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-qq", "-y", "--no-install-recommends"]).args(names);
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["install", "-qq", "-y", "--no-install-recommends"])
+        .args(names);
     run(command.stdout(std::process::Stdio::null()))
 }
 
@@ -90,7 +101,11 @@ pub fn binaries() -> Result<PathBuf> {
     let here = std::env::current_exe().context("path of the running program")?;
     let dir = here.parent().context("the running program has no directory")?;
     // Test binaries live one level below, in `deps`.
-    Ok(if dir.ends_with("deps") { dir.parent().unwrap_or(dir).to_path_buf() } else { dir.to_path_buf() })
+    Ok(if dir.ends_with("deps") {
+        dir.parent().unwrap_or(dir).to_path_buf()
+    } else {
+        dir.to_path_buf()
+    })
 }
 
 /// A cargo command in the workspace.
@@ -105,7 +120,17 @@ pub fn cargo() -> Command {
 /// # Errors
 /// The build fails.
 pub fn build_release(targets: &[&str]) -> Result<PathBuf> {
-    run(cargo().args(["build", "--release", "--package", "hull", "--package", "hull-runtime", "--bins"]).args(targets))?;
+    run(cargo()
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "hull",
+            "--package",
+            "hull-runtime",
+            "--bins",
+        ])
+        .args(targets))?;
     let debug = binaries()?;
     Ok(debug.with_file_name("release"))
 }

@@ -43,7 +43,9 @@ pub fn run(options: &Options) -> Result<()> {
         command.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
     } else {
         host::say("cargo-nextest is not installed: using cargo test, one test at a time");
-        command.env("RUST_TEST_THREADS", "1").args(["test", "--workspace", "--no-fail-fast"]);
+        command
+            .env("RUST_TEST_THREADS", "1")
+            .args(["test", "--workspace", "--no-fail-fast"]);
     }
     host::run(command.args(&options.filters))
 }

@@ -63,7 +63,6 @@ impl Entry {
     }
 
     /// A receiver that is notified of every change after now.
-    #[must_use]
     pub fn changes(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut value = self.value.clone();
         value.mark_unchanged();

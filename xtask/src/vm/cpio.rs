@@ -44,8 +44,16 @@ impl<W: Write> Archive<W> {
         self.entries += 1;
         let size = u32::try_from(data.len()).map_err(|_| io::Error::other(format!("{path}: larger than 4 GiB")))?;
         let name_size = path.len() as u32 + 1;
-        write!(self.out, "070701{:08X}{mode:08X}{:08X}{:08X}{:08X}{:08X}{size:08X}", self.entries, 0, 0, 1, 0)?;
-        write!(self.out, "{:08X}{:08X}{:08X}{:08X}{name_size:08X}{:08X}{path}\0", 0, 0, 0, 0, 0)?;
+        write!(
+            self.out,
+            "070701{:08X}{mode:08X}{:08X}{:08X}{:08X}{:08X}{size:08X}",
+            self.entries, 0, 0, 1, 0
+        )?;
+        write!(
+            self.out,
+            "{:08X}{:08X}{:08X}{:08X}{name_size:08X}{:08X}{path}\0",
+            0, 0, 0, 0, 0
+        )?;
         // The header is 110 bytes; header and name together, and the data, are padded to four bytes.
         self.pad(110 + path.len() + 1)?;
         self.out.write_all(data)?;
@@ -68,7 +76,9 @@ mod tests {
         archive.file("d/f", 0o755, b"hello").expect("write");
         let bytes = archive.finish().expect("write");
         assert_eq!(bytes.len() % 4, 0);
-        let headers: Vec<usize> = (0..bytes.len() - 5).filter(|&at| &bytes[at..at + 6] == b"070701").collect();
+        let headers: Vec<usize> = (0..bytes.len() - 5)
+            .filter(|&at| &bytes[at..at + 6] == b"070701")
+            .collect();
         assert_eq!(headers.len(), 3);
         assert!(headers.iter().all(|at| at % 4 == 0), "{headers:?}");
         assert_eq!(&bytes[headers[1] + 14..headers[1] + 22], b"000081ED");

@@ -54,7 +54,10 @@ impl Kit {
     pub fn prepare() -> Result<Self> {
         let dir = host::workspace().join("target/vm");
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-        host::install(&[("busybox-static", "user space of test VMs"), ("xz-utils", "unpacking kernel modules")])?;
+        host::install(&[
+            ("busybox-static", "user space of test VMs"),
+            ("xz-utils", "unpacking kernel modules"),
+        ])?;
         if !qemu_is_new_enough() {
             install_qemu(&dir)?;
         }
@@ -93,7 +96,10 @@ impl Kit {
         archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n")?;
         archive.file("etc/resolv.conf", 0o644, b"")?;
         for (guest, host) in files {
-            let mode = fs::metadata(host).with_context(|| format!("stat {}", host.display()))?.permissions().mode();
+            let mode = fs::metadata(host)
+                .with_context(|| format!("stat {}", host.display()))?
+                .permissions()
+                .mode();
             let data = fs::read(host).with_context(|| format!("read {}", host.display()))?;
             archive.file(guest.trim_start_matches('/'), mode, &data)?;
         }
@@ -101,31 +107,53 @@ impl Kit {
         archive.file("init", 0o755, STAGE_1.as_bytes())?;
         archive.file("sbin/stage2", 0o755, STAGE_2.as_bytes())?;
         let bytes = archive.finish()?;
-        fs::File::create(path).and_then(|mut file| file.write_all(&bytes)).with_context(|| format!("write {}", path.display()))
+        fs::File::create(path)
+            .and_then(|mut file| file.write_all(&bytes))
+            .with_context(|| format!("write {}", path.display()))
     }
 
     fn module(&self, name: &str) -> Result<Vec<u8>> {
         let cached = self.dir.join(format!("{name}.ko"));
         if !cached.exists() {
-            let packed = find_file(&self.modules, &format!("{name}.ko.xz")).with_context(|| format!("no module {name} in the kernel package"))?;
+            let packed = find_file(&self.modules, &format!("{name}.ko.xz"))
+                .with_context(|| format!("no module {name} in the kernel package"))?;
             let out = Command::new("xz").arg("-dc").arg(&packed).output().context("run xz")?;
-            ensure!(out.status.success(), "xz -dc {}: {}", packed.display(), String::from_utf8_lossy(&out.stderr));
+            ensure!(
+                out.status.success(),
+                "xz -dc {}: {}",
+                packed.display(),
+                String::from_utf8_lossy(&out.stderr)
+            );
             let partial = self.dir.join(format!("{name}.ko.{}", std::process::id()));
-            fs::write(&partial, &out.stdout).and_then(|()| fs::rename(&partial, &cached)).context("store the module")?;
+            fs::write(&partial, &out.stdout)
+                .and_then(|()| fs::rename(&partial, &cached))
+                .context("store the module")?;
         }
         fs::read(&cached).with_context(|| format!("read {}", cached.display()))
     }
 }
 
 fn busybox_applets() -> Result<Vec<String>> {
-    let out = Command::new("/bin/busybox").arg("--list").output().context("run /bin/busybox --list")?;
-    Ok(String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect())
+    let out = Command::new("/bin/busybox")
+        .arg("--list")
+        .output()
+        .context("run /bin/busybox --list")?;
+    Ok(String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect())
 }
 
 fn qemu_is_new_enough() -> bool {
-    let Ok(out) = Command::new("qemu-system-x86_64").arg("--version").output() else { return false };
+    let Ok(out) = Command::new("qemu-system-x86_64").arg("--version").output() else {
+        return false;
+    };
     let text = String::from_utf8_lossy(&out.stdout);
-    let major = text.split("version ").nth(1).and_then(|rest| rest.split('.').next()).and_then(|major| major.parse::<u32>().ok());
+    let major = text
+        .split("version ")
+        .nth(1)
+        .and_then(|rest| rest.split('.').next())
+        .and_then(|major| major.parse::<u32>().ok());
     major.is_some_and(|major| major >= 8)
 }
 
@@ -134,12 +162,20 @@ fn install_qemu(dir: &Path) -> Result<()> {
     host::say("installing qemu-system-x86 from Debian's backports: VMs for tests of limits, OOM and power cuts");
     let (uri, release) = debian_mirror()?;
     let parts = dir.join("apt");
-    fs::create_dir_all(dir.join("lists/partial")).and_then(|()| fs::create_dir_all(&parts)).context("make apt directories")?;
+    fs::create_dir_all(dir.join("lists/partial"))
+        .and_then(|()| fs::create_dir_all(&parts))
+        .context("make apt directories")?;
     let stanza = |suite: &str| {
-        format!("Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n")
+        format!(
+            "Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
+        )
     };
     let backports = format!("{release}-backports");
-    fs::write(parts.join("debian.sources"), format!("{}\n{}", stanza(&release), stanza(&backports))).context("write apt source")?;
+    fs::write(
+        parts.join("debian.sources"),
+        format!("{}\n{}", stanza(&release), stanza(&backports)),
+    )
+    .context("write apt source")?;
     let options = [
         format!("Dir::Etc::sourceparts={}", parts.display()),
         "Dir::Etc::sourcelist=/dev/null".to_owned(),
@@ -154,15 +190,31 @@ fn install_qemu(dir: &Path) -> Result<()> {
         host::run(command.args(args))
     };
     apt(&["update", "-qq"])?;
-    apt(&["install", "-qq", "-y", "-t", &backports, "--no-install-recommends", "qemu-system-x86"])?;
-    ensure!(qemu_is_new_enough(), "qemu-system-x86_64 is still older than 8 after the installation");
+    apt(&[
+        "install",
+        "-qq",
+        "-y",
+        "-t",
+        &backports,
+        "--no-install-recommends",
+        "qemu-system-x86",
+    ])?;
+    ensure!(
+        qemu_is_new_enough(),
+        "qemu-system-x86_64 is still older than 8 after the installation"
+    );
     Ok(())
 }
 
 /// The archive's address and the release's code name, as apt is configured here.
 fn debian_mirror() -> Result<(String, String)> {
     let out = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Created-By: Packages"])
+        .args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(CODENAME) $(COMPONENT)",
+            "Created-By: Packages",
+        ])
         .output()
         .context("run apt-get indextargets")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -178,15 +230,27 @@ fn debian_mirror() -> Result<(String, String)> {
 }
 
 fn fetch_kernel(dir: &Path) -> Result<()> {
-    host::say(&format!("fetching {KERNEL_PACKAGE}: the kernel of test VMs (unpacked, not installed)"));
+    host::say(&format!(
+        "fetching {KERNEL_PACKAGE}: the kernel of test VMs (unpacked, not installed)"
+    ));
     host::apt_update_once()?;
-    let out = Command::new("apt-cache").args(["depends", KERNEL_PACKAGE]).output().context("run apt-cache depends")?;
+    let out = Command::new("apt-cache")
+        .args(["depends", KERNEL_PACKAGE])
+        .output()
+        .context("run apt-cache depends")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let package = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
     let package = package.with_context(|| format!("apt knows no {KERNEL_PACKAGE}: {text}"))?;
     let download = tempfile::tempdir().context("make a temporary directory")?;
-    host::run(Command::new("apt-get").args(["download", "-qq", package]).current_dir(download.path()))?;
-    let deb = fs::read_dir(download.path())?.filter_map(Result::ok).map(|entry| entry.path()).find(|path| path.extension().is_some());
+    host::run(
+        Command::new("apt-get")
+            .args(["download", "-qq", package])
+            .current_dir(download.path()),
+    )?;
+    let deb = fs::read_dir(download.path())?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some());
     let deb = deb.context("apt-get download left no package")?;
     let partial = dir.join(format!("kernel.{}", std::process::id()));
     host::run(Command::new("dpkg").arg("-x").arg(&deb).arg(&partial))?;
@@ -196,8 +260,14 @@ fn fetch_kernel(dir: &Path) -> Result<()> {
 fn find_kernel(dir: &Path) -> Option<(PathBuf, PathBuf)> {
     let boot = fs::read_dir(dir.join("kernel/boot")).ok()?;
     let mut paths = boot.filter_map(Result::ok).map(|entry| entry.path());
-    let kernel = paths.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))?;
-    let modules = ["kernel/lib/modules", "kernel/usr/lib/modules"].into_iter().map(|path| dir.join(path)).find(|path| path.is_dir())?;
+    let kernel = paths.find(|path| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"))
+    })?;
+    let modules = ["kernel/lib/modules", "kernel/usr/lib/modules"]
+        .into_iter()
+        .map(|path| dir.join(path))
+        .find(|path| path.is_dir())?;
     Some((kernel, modules))
 }
 

@@ -68,12 +68,18 @@ impl Drop for Machine {
 /// # Errors
 /// QEMU cannot start, the machine dies without an exit line, or the job takes longer than its time-out; the error quotes the console.
 pub fn run(kit: &Kit, job: &Job, mut on_line: impl FnMut(&str) -> Verdict) -> Result<Outcome> {
-    let dir = tempfile::Builder::new().prefix("hull-vm-").tempdir().context("make a temporary directory")?;
+    let dir = tempfile::Builder::new()
+        .prefix("hull-vm-")
+        .tempdir()
+        .context("make a temporary directory")?;
     let initramfs = dir.path().join("initramfs");
     kit.write_initramfs(&initramfs, &job.files, &job.script)?;
     let console = dir.path().join("console");
     let mut command = qemu(kit, job, &initramfs, &console);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut machine = Machine(command.spawn().context("start qemu-system-x86_64")?);
     let output = machine.0.stdout.take().context("no pipe to the machine")?;
     let lines = read_lines(output);
@@ -84,24 +90,39 @@ pub fn run(kit: &Kit, job: &Job, mut on_line: impl FnMut(&str) -> Verdict) -> Re
         let line = match lines.recv_timeout(left) {
             Ok(line) => line,
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
-                bail!("VM job {}: not done after {:?}\n{collected}\n{}", job.name, job.timeout, tail(&console))
+                bail!(
+                    "VM job {}: not done after {:?}\n{collected}\n{}",
+                    job.name,
+                    job.timeout,
+                    tail(&console)
+                )
             }
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
                 let mut said = String::new();
                 if let Some(mut stderr) = machine.0.stderr.take() {
                     let _ = std::io::Read::read_to_string(&mut stderr, &mut said);
                 }
-                bail!("VM job {}: the machine ended without a result\n{collected}\n{said}\n{}", job.name, tail(&console))
+                bail!(
+                    "VM job {}: the machine ended without a result\n{collected}\n{said}\n{}",
+                    job.name,
+                    tail(&console)
+                )
             }
         };
         if let Some(code) = line.strip_prefix("@@EXIT ") {
             let code = code.trim().parse().with_context(|| format!("exit line {line:?}"))?;
-            return Ok(Outcome { exit: Some(code), output: collected });
+            return Ok(Outcome {
+                exit: Some(code),
+                output: collected,
+            });
         }
         collected.push_str(&line);
         collected.push('\n');
         if on_line(&line) == Verdict::CutPower {
-            return Ok(Outcome { exit: None, output: collected });
+            return Ok(Outcome {
+                exit: None,
+                output: collected,
+            });
         }
     }
 }
@@ -126,7 +147,9 @@ pub fn hull_binaries() -> Result<Vec<(String, PathBuf)>> {
     let built = host::binaries()?;
     let mut files = Vec::new();
     for name in ["hull", "hull-runtime"] {
-        let stripped = host::workspace().join("target/vm").join(format!("{name}.{}", std::process::id()));
+        let stripped = host::workspace()
+            .join("target/vm")
+            .join(format!("{name}.{}", std::process::id()));
         host::run(Command::new("strip").arg("-o").arg(&stripped).arg(built.join(name)))?;
         let kept = stripped.with_extension("stripped");
         std::fs::rename(&stripped, &kept).context("keep the stripped binary")?;
@@ -138,8 +161,23 @@ pub fn hull_binaries() -> Result<Vec<(String, PathBuf)>> {
 fn qemu(kit: &Kit, job: &Job, initramfs: &Path, console: &Path) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-M", "q35"])
-        .args(["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,la57=off", "-smp", "2"])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-M",
+            "q35",
+        ])
+        .args([
+            "-accel",
+            "tcg,thread=multi,tb-size=256",
+            "-cpu",
+            "max,la57=off",
+            "-smp",
+            "2",
+        ])
         .args(["-m", &job.memory_mib.to_string()])
         .arg("-kernel")
         .arg(kit.kernel())
@@ -177,7 +215,9 @@ fn read_lines(source: impl std::io::Read + Send + 'static) -> std::sync::mpsc::R
 }
 
 fn tail(console: &Path) -> String {
-    let text = std::fs::read(console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text = std::fs::read(console)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     format!("console:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"))
 }

@@ -19,7 +19,7 @@ use crate::store::Change;
 use crate::store::heads::Head;
 
 const CACHE_BYTES: u64 = 1 << 20;
-pub(super) const MEMTABLE_BYTES: u64 = 4 << 20;
+const MEMTABLE_BYTES: u64 = 2 << 20;
 
 pub(super) struct Engine {
     db: Database,

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::engine::{Contents, Engine, MEMTABLE_BYTES, WriteFailure};
+use super::engine::{Contents, Engine, WriteFailure};
 use super::watermark::Watermark;
 use super::{KeyValue, Revision, Shared, StoreError, Write, broken};
 use crate::store::Change;
@@ -17,7 +17,7 @@ const BATCH: usize = 1024;
 /// Bytes of values in one batch, beyond which no further transaction joins it.
 const BATCH_BYTES: usize = 4 << 20;
 /// Free space below which writes are refused: fjall needs room to flush and compact what is already acknowledged.
-pub(super) const RESERVE_BYTES: u64 = 4 * MEMTABLE_BYTES;
+pub(super) const RESERVE_BYTES: u64 = 16 << 20;
 
 /// What the writer thread is asked.
 pub(super) enum Request {

@@ -182,7 +182,7 @@ fn a_flipped_bit_is_noticed_or_harmless_but_never_served() {
     let scratch = tempfile::tempdir().unwrap();
     let whole = scratch.path().join("whole");
     let store = open(&whole);
-    // Enough that tables are written, too: values of 64 KiB against memtables of 4 MiB.
+    // Enough that tables are written, too: values of 64 KiB against memtables of 2 MiB.
     for n in 0..120u64 {
         let value: Vec<u8> = (0..65_536u64).map(|i| (i.wrapping_mul(n + 1) >> 3) as u8).collect();
         run(store.commit(vec![put(&format!("/k{}", n % 90), &value, Expect::Any)])).unwrap();
