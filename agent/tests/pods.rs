@@ -19,13 +19,22 @@ fn a_pod_runs_with_its_address_and_is_deleted_without_a_trace() {
     machine.api.put_pod(pod("web", "uid-web", LOOP));
     let running = machine.api.wait_for("web", |pod| phase(pod) == "Running");
     let status = &running["status"];
-    assert!(status["podIP"].as_str().is_some_and(|ip| ip.starts_with(&machine.pod_prefix())), "{status:#}");
+    assert!(
+        status["podIP"]
+            .as_str()
+            .is_some_and(|ip| ip.starts_with(&machine.pod_prefix())),
+        "{status:#}"
+    );
     assert_eq!(status["containerStatuses"][0]["restartCount"], 0);
-    assert!(status["containerStatuses"][0]["containerID"].as_str().is_some_and(|id| id.starts_with("hull://")));
+    assert!(
+        status["containerStatuses"][0]["containerID"]
+            .as_str()
+            .is_some_and(|id| id.starts_with("hull://"))
+    );
     machine.api.delete_pod("web", 3);
     machine.api.wait_until_gone("web");
-    drop(agent);
     machine.assert_no_pod_left();
+    drop(agent);
 }
 
 #[test]
@@ -39,7 +48,10 @@ fn containers_restart_with_the_right_counts_and_reasons() {
         pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
     });
     let container = &crashed["status"]["containerStatuses"][0];
-    assert_eq!(container["restartCount"], 1, "the first restart is immediate: {container:#}");
+    assert_eq!(
+        container["restartCount"], 1,
+        "the first restart is immediate: {container:#}"
+    );
     let last = &container["lastState"]["terminated"];
     assert_eq!((&last["exitCode"], &last["reason"]), (&json!(7), &json!("Error")));
     assert_eq!(last["message"], "last words\n");
@@ -55,7 +67,9 @@ fn many_pods_leave_no_descriptor_mount_interface_or_cgroup() {
             machine.api.put_pod(pod(&name, &format!("uid-{name}"), LOOP));
         }
         for index in 0..8 {
-            machine.api.wait_for(&format!("p{number}-{index}"), |pod| phase(pod) == "Running");
+            machine
+                .api
+                .wait_for(&format!("p{number}-{index}"), |pod| phase(pod) == "Running");
             machine.api.delete_pod(&format!("p{number}-{index}"), 3);
         }
         for index in 0..8 {
@@ -79,16 +93,24 @@ fn a_restarted_agent_keeps_what_runs() {
     let machine = Machine::new("adopt");
     let agent = machine.agent();
     machine.api.put_pod(pod("steady", "uid-steady", LOOP));
-    let before = machine.api.wait_for("steady", |pod| phase(pod) == "Running")["status"]["containerStatuses"][0].clone();
+    let before =
+        machine.api.wait_for("steady", |pod| phase(pod) == "Running")["status"]["containerStatuses"][0].clone();
     let pid = machine.container_pid(&before);
     drop(agent);
-    assert_eq!(machine.container_pid(&before), pid, "the container does not need the agent");
+    assert_eq!(
+        machine.container_pid(&before),
+        pid,
+        "the container does not need the agent"
+    );
     let _agent = machine.agent();
     machine.api.put_pod(pod("newcomer", "uid-newcomer", LOOP));
     machine.api.wait_for("newcomer", |pod| phase(pod) == "Running");
     let after = machine.api.pod("steady")["status"]["containerStatuses"][0].clone();
     assert_eq!(machine.container_pid(&after), pid);
-    assert_eq!((&after["containerID"], &after["restartCount"]), (&before["containerID"], &json!(0)));
+    assert_eq!(
+        (&after["containerID"], &after["restartCount"]),
+        (&before["containerID"], &json!(0))
+    );
 }
 
 #[test]
@@ -97,7 +119,11 @@ fn what_happened_while_the_agent_was_away_is_caught_up() {
     let agent = machine.agent();
     machine.api.put_pod(pod("deleted", "uid-deleted", LOOP));
     machine.api.put_pod(pod("forgotten", "uid-forgotten", LOOP));
-    let mut once = pod("ended", "uid-ended", "while [ ! -e /data/go ]; do sleep 0.05; done; exit 5");
+    let mut once = pod(
+        "ended",
+        "uid-ended",
+        "while [ ! -e /data/go ]; do sleep 0.05; done; exit 5",
+    );
     let directory = machine.path("shared");
     fs::create_dir(&directory).unwrap();
     once["spec"]["restartPolicy"] = json!("Never");
@@ -114,17 +140,26 @@ fn what_happened_while_the_agent_was_away_is_caught_up() {
     let _agent = machine.agent();
     machine.api.wait_until_gone("deleted");
     let ended = machine.api.wait_for("ended", |pod| phase(pod) == "Failed");
-    assert_eq!(ended["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 5, "{ended:#}");
+    assert_eq!(
+        ended["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 5,
+        "{ended:#}"
+    );
     machine.api.delete_pod("ended", 1);
     machine.api.wait_until_gone("ended");
-    machine.until("the pod that the API forgot is gone", || machine.pod_traces().is_empty());
+    machine.until("the pod that the API forgot is gone", || {
+        machine.pod_traces().is_empty()
+    });
 }
 
 #[test]
 fn sigterm_ignored_ends_by_sigkill_in_time() {
     let machine = Machine::new("stubborn");
     let _agent = machine.agent();
-    machine.api.put_pod(pod("stubborn", "uid-stubborn", "trap '' TERM; while :; do sleep 0.1; done"));
+    machine.api.put_pod(pod(
+        "stubborn",
+        "uid-stubborn",
+        "trap '' TERM; while :; do sleep 0.1; done",
+    ));
     machine.api.wait_for("stubborn", |pod| phase(pod) == "Running");
     machine.api.delete_pod("stubborn", 1);
     machine.api.wait_until_gone("stubborn");
@@ -134,10 +169,18 @@ fn sigterm_ignored_ends_by_sigkill_in_time() {
 fn volumes_follow_their_config_map() {
     let machine = Machine::new("volume");
     let _agent = machine.agent();
-    machine.api.put("configmaps", "conf", json!({"metadata": {"name": "conf"}, "data": {"key": "first"}}));
+    machine.api.put(
+        "configmaps",
+        "conf",
+        json!({"metadata": {"name": "conf"}, "data": {"key": "first"}}),
+    );
     let shared = machine.path("seen");
     fs::create_dir(&shared).unwrap();
-    let mut object = pod("reader", "uid-reader", "while :; do cp /conf/key /seen/.k && mv /seen/.k /seen/k; sleep 0.05; done");
+    let mut object = pod(
+        "reader",
+        "uid-reader",
+        "while :; do cp /conf/key /seen/.k && mv /seen/.k /seen/k; sleep 0.05; done",
+    );
     object["spec"]["volumes"] = json!([{"name": "conf", "configMap": {"name": "conf"}},
         {"name": "seen", "hostPath": {"path": shared}}]);
     object["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "conf", "mountPath": "/conf"},
@@ -146,7 +189,11 @@ fn volumes_follow_their_config_map() {
     machine.api.put_pod(object);
     let seen = |text: &str| fs::read_to_string(shared.join("k")).is_ok_and(|content| content == text);
     machine.until("the first value is seen", || seen("first"));
-    machine.api.put("configmaps", "conf", json!({"metadata": {"name": "conf"}, "data": {"key": "second"}}));
+    machine.api.put(
+        "configmaps",
+        "conf",
+        json!({"metadata": {"name": "conf"}, "data": {"key": "second"}}),
+    );
     machine.until("the second value is seen", || seen("second"));
 }
 

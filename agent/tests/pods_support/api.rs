@@ -29,7 +29,10 @@ pub struct MemoryApi {
 
 impl MemoryApi {
     pub fn new() -> Arc<Self> {
-        Arc::new(MemoryApi { store: Mutex::default(), changed: Condvar::new() })
+        Arc::new(MemoryApi {
+            store: Mutex::default(),
+            changed: Condvar::new(),
+        })
     }
 
     /// Creates or replaces an object of the namespace `default`.
@@ -43,7 +46,13 @@ impl MemoryApi {
     }
 
     pub fn pod(&self, name: &str) -> Value {
-        self.store.lock().unwrap().objects.get(&pod_path(name)).cloned().unwrap_or_default()
+        self.store
+            .lock()
+            .unwrap()
+            .objects
+            .get(&pod_path(name))
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Graceful deletion: the agent is to finish it.
@@ -62,11 +71,15 @@ impl MemoryApi {
 
     /// Waits for a state of a pod.
     pub fn wait_for(&self, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        self.wait(&format!("pod {name}"), |store| store.objects.get(&pod_path(name)).filter(|pod| holds(pod)).cloned())
+        self.wait(&format!("pod {name}"), |store| {
+            store.objects.get(&pod_path(name)).filter(|pod| holds(pod)).cloned()
+        })
     }
 
     pub fn wait_until_gone(&self, name: &str) {
-        self.wait(&format!("the end of pod {name}"), |store| (!store.objects.contains_key(&pod_path(name))).then_some(()));
+        self.wait(&format!("the end of pod {name}"), |store| {
+            (!store.objects.contains_key(&pod_path(name))).then_some(())
+        });
     }
 
     fn wait<T>(&self, what: &str, holds: impl Fn(&Store) -> Option<T>) -> T {
@@ -120,8 +133,15 @@ fn tell(store: &mut Store, path: &str, event: ListWatchEvent) {
 }
 
 fn not_found(path: &str) -> ClientError {
-    let status = ApiStatus { code: 404, reason: "NotFound".into(), message: format!("{path} not found") };
-    ClientError { status: Some(status), what: format!("{path} not found") }
+    let status = ApiStatus {
+        code: 404,
+        reason: "NotFound".into(),
+        message: format!("{path} not found"),
+    };
+    ClientError {
+        status: Some(status),
+        what: format!("{path} not found"),
+    }
 }
 
 /// RFC 7396; enough for the patches that agents send, whose lists are whole.
@@ -149,7 +169,13 @@ impl Api for MemoryApi {
             if path == "/version" {
                 return Ok(json!({"gitVersion": "v1.37.0"}));
             }
-            self.store.lock().unwrap().objects.get(&path).cloned().ok_or_else(|| not_found(&path))
+            self.store
+                .lock()
+                .unwrap()
+                .objects
+                .get(&path)
+                .cloned()
+                .ok_or_else(|| not_found(&path))
         }
         .boxed()
     }
@@ -184,7 +210,10 @@ impl Api for MemoryApi {
         let name = query.strip_prefix("fieldSelector=metadata.name%3D").map(str::to_owned);
         let (sender, mut events) = mpsc::unbounded_channel();
         let mut store = self.store.lock().unwrap();
-        let chosen = store.objects.iter().filter(|(object, _)| is_in(object, &path, name.as_ref()));
+        let chosen = store
+            .objects
+            .iter()
+            .filter(|(object, _)| is_in(object, &path, name.as_ref()));
         let listed = chosen.map(|(_, object)| object.clone()).collect();
         let _ = sender.send(ListWatchEvent::Listed(listed));
         store.followers.push((path, name, sender));

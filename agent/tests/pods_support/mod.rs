@@ -72,14 +72,19 @@ impl Machine {
         config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         config.runtime_binary = runtime_binary();
         write_certificates(&mut config, dir.path());
-        let machine = Machine { config, api: MemoryApi::new(), dir };
+        let machine = Machine {
+            config,
+            api: MemoryApi::new(),
+            dir,
+        };
         machine.import_image();
         machine
     }
 
     fn import_image(&self) {
         let archive = self.path("busybox.tar");
-        build::of_binary(&archive, IMAGE, Path::new("/bin/busybox"), "/bin/busybox").expect("busybox-static is installed");
+        build::of_binary(&archive, IMAGE, Path::new("/bin/busybox"), "/bin/busybox")
+            .expect("busybox-static is installed");
         let store = ImageStore::open(&self.config.image_dir()).unwrap();
         store.import(&archive, None).unwrap();
     }
@@ -91,12 +96,21 @@ impl Machine {
 
     /// Starts an agent; returns when its node is registered.
     pub fn agent(&self) -> Agent {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let (ready, registered) = oneshot::channel();
         let api: Arc<dyn Api> = Arc::clone(&self.api) as Arc<dyn Api>;
-        let agent = runtime.block_on(run::start(self.config.clone(), api, ready)).expect("the agent starts");
+        let agent = runtime
+            .block_on(run::start(self.config.clone(), api, ready))
+            .expect("the agent starts");
         runtime.block_on(registered).expect("the node registers");
-        Agent { runtime: Some(runtime), agent: Some(agent) }
+        Agent {
+            runtime: Some(runtime),
+            agent: Some(agent),
+        }
     }
 
     /// The beginning of every pod's address.
@@ -106,12 +120,24 @@ impl Machine {
 
     /// The pid of a container, from its status and the cgroup that carries its id.
     pub fn container_pid(&self, status: &Value) -> i32 {
-        let id = status["containerID"].as_str().unwrap().trim_start_matches("hull://").to_owned();
+        let id = status["containerID"]
+            .as_str()
+            .unwrap()
+            .trim_start_matches("hull://")
+            .to_owned();
         let parent = node::cgroup_mount().unwrap().join(&self.config.cgroup_parent);
-        let cgroup = fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().path().join(&id));
-        let cgroup = cgroup.into_iter().find(|path| path.exists()).expect("the container's cgroup");
+        let cgroup = fs::read_dir(parent)
+            .unwrap()
+            .map(|entry| entry.unwrap().path().join(&id));
+        let cgroup = cgroup
+            .into_iter()
+            .find(|path| path.exists())
+            .expect("the container's cgroup");
         let pids = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
-        pids.lines().filter_map(|line| line.parse().ok()).min().expect("a process in the container")
+        pids.lines()
+            .filter_map(|line| line.parse().ok())
+            .min()
+            .expect("a process in the container")
     }
 
     /// Descriptors of this process, which is the agent.
@@ -127,7 +153,12 @@ impl Machine {
             entries.map(|entry| entry.path().display().to_string()).collect()
         };
         let mut traces = Vec::new();
-        for dir in [self.config.records_dir(), self.config.netns_dir(), self.config.volumes_dir(), self.config.log_dir()] {
+        for dir in [
+            self.config.records_dir(),
+            self.config.netns_dir(),
+            self.config.volumes_dir(),
+            self.config.log_dir(),
+        ] {
             traces.extend(below(dir));
         }
         traces.extend(below(self.config.warden_dir().join("c")));
@@ -135,7 +166,10 @@ impl Machine {
         let own = self.dir.path().to_str().unwrap().to_owned();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let memory = self.config.memory_dir();
-        let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| path.starts_with(&own));
+        let mounts = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|path| path.starts_with(&own));
         traces.extend(mounts.filter(|path| Path::new(path) != memory).map(str::to_owned));
         traces.extend(self.routes());
         traces
@@ -143,16 +177,26 @@ impl Machine {
 
     /// Routes into the pod range: one for each pod's interface.
     fn routes(&self) -> Vec<String> {
-        let out = std::process::Command::new("ip").args(["-4", "route", "show"]).output().expect("iproute2 is installed");
+        let out = std::process::Command::new("ip")
+            .args(["-4", "route", "show"])
+            .output()
+            .expect("iproute2 is installed");
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        text.lines().filter(|line| line.starts_with(&self.pod_prefix())).map(str::to_owned).collect()
+        text.lines()
+            .filter(|line| line.starts_with(&self.pod_prefix()))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Waits until `condition` holds.
     pub fn until(&self, what: &str, condition: impl Fn() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !condition() {
-            assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}; left: {:#?}", self.pod_traces());
+            assert!(
+                Instant::now() < deadline,
+                "{what}: not within {PATIENCE:?}; left: {:#?}",
+                self.pod_traces()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -184,13 +228,20 @@ impl Drop for Machine {
 fn runtime_binary() -> PathBuf {
     let here = std::env::current_exe().unwrap();
     let binary = here.ancestors().nth(2).unwrap().join("hull-runtime");
-    assert!(binary.exists(), "{} is missing: cargo build -p hull-runtime", binary.display());
+    assert!(
+        binary.exists(),
+        "{} is missing: cargo build -p hull-runtime",
+        binary.display()
+    );
     binary
 }
 
 fn write_certificates(config: &mut AgentConfig, dir: &Path) {
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(["node-1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let certificate = CertificateParams::new(["node-1".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
     config.serving_cert = dir.join("agent.crt");
     config.serving_key = dir.join("agent.key");
     config.client_ca = config.serving_cert.clone();

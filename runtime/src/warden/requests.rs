@@ -78,10 +78,10 @@ impl Warden {
         let id = request.id.clone();
         let dir = containers_dir(&self.dir).join(&id);
         let created = self.create_in(request, &dir);
-        if created.is_err() {
-            if let Err(error) = container::remove_dir(&dir) {
-                complain(&format!("cleaning up after container {id}"), &error);
-            }
+        if created.is_err()
+            && let Err(error) = container::remove_dir(&dir)
+        {
+            complain(&format!("cleaning up after container {id}"), &error);
         }
         created
     }
