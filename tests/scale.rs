@@ -16,7 +16,7 @@ fn batch(prefix: &str) -> String {
     let pods: Vec<String> = (0..BATCH)
         .map(|i| pod(&format!("{prefix}-{i}"), "exec sleep 10000"))
         .collect();
-    format!(r#"{{"apiVersion":"v1","kind":"List","items":[{}]}}"#, pods.join(","))
+    pods.join("\n")
 }
 
 fn all_running(cluster: &TestCluster) -> bool {

@@ -28,6 +28,9 @@ use crate::server::{self, Server};
 use crate::services::ServiceSync;
 use crate::{dns, image, network, proxy};
 
+/// Arenas of the allocator.
+const ARENAS_MAX: libc::c_int = 2;
+
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -92,6 +95,7 @@ pub async fn run(
     on_ready: impl FnOnce() + Send,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), AgentError> {
+    bound_memory_of_threads();
     let client = Client::from_kubeconfig(&config.kubeconfig)?;
     let api: Arc<dyn Api> = Arc::new(client);
     let (ready, registered) = oneshot::channel();
@@ -108,6 +112,12 @@ pub async fn run(
     }
     agent.stop();
     Ok(())
+}
+
+/// Threads for blocking calls come and go; each would keep an arena of freed memory for itself (mallopt(3)).
+fn bound_memory_of_threads() {
+    // SAFETY: mallopt only sets a parameter of the allocator; it takes no pointers.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS_MAX) };
 }
 
 /// A running agent.

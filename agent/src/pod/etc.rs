@@ -2,13 +2,11 @@
 //!
 //! Follows the kubelet's `managedHostsFileContent` and "DNS for Services and Pods" of the documentation.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
-/// The most search domains and name servers that resolvers take (resolv.conf(5), and Kubernetes' own limits).
-const SEARCH_MAX: usize = 32;
-const NAMESERVERS_MAX: usize = 3;
+use crate::dns::{self, PodDns};
 
 /// The pod's host name.
 #[must_use]
@@ -65,86 +63,19 @@ pub fn hosts(pod: &Pod, hostname: &str, ips: &[IpAddr], host: &str, domain: &str
     text
 }
 
-#[derive(Default)]
-struct Resolver {
-    nameservers: Vec<String>,
-    search: Vec<String>,
-    options: Vec<String>,
-}
-
 /// /etc/resolv.conf. `host` is the node's own file.
 #[must_use]
-pub fn resolv_conf(pod: &Pod, cluster_dns: IpAddr, domain: &str, host: &str) -> String {
-    let Some(spec) = &pod.spec else { return String::new() };
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let of_host = parse(host);
-    let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
-    let cluster = policy == "ClusterFirstWithHostNet" || (policy == "ClusterFirst" && !uses_host_network(spec));
-    let mut resolver = if policy == "None" {
-        Resolver::default()
-    } else if cluster {
-        let mut search = vec![
-            format!("{namespace}.svc.{domain}"),
-            format!("svc.{domain}"),
-            domain.to_owned(),
-        ];
-        search.extend(of_host.search);
-        Resolver {
-            nameservers: vec![cluster_dns.to_string()],
-            search,
-            options: vec!["ndots:5".to_owned()],
-        }
-    } else {
-        of_host
-    };
-    if let Some(extra) = &spec.dns_config {
-        resolver.nameservers.extend(extra.nameservers.iter().flatten().cloned());
-        resolver.search.extend(extra.searches.iter().flatten().cloned());
-        for option in extra.options.iter().flatten() {
-            let name = option.name.clone().unwrap_or_default();
-            resolver.options.retain(|other| other.split(':').next() != Some(&name));
-            resolver.options.push(match &option.value {
-                Some(value) => format!("{name}:{value}"),
-                None => name,
-            });
-        }
-    }
-    render(resolver)
-}
-
-fn parse(text: &str) -> Resolver {
-    let mut resolver = Resolver::default();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        match words.next() {
-            Some("nameserver") => resolver.nameservers.extend(words.next().map(str::to_owned)),
-            Some("search" | "domain") => resolver.search = words.map(str::to_owned).collect(),
-            Some("options") => resolver.options.extend(words.map(str::to_owned)),
-            _ => {}
-        }
-    }
-    resolver
-}
-
-fn render(resolver: Resolver) -> String {
-    let mut seen = std::collections::HashSet::new();
-    let search: Vec<String> = resolver
-        .search
-        .into_iter()
-        .filter(|domain| seen.insert(domain.clone()))
-        .take(SEARCH_MAX)
-        .collect();
-    let mut text = String::new();
-    if !search.is_empty() {
-        text.push_str(&format!("search {}\n", search.join(" ")));
-    }
-    for server in resolver.nameservers.iter().take(NAMESERVERS_MAX) {
-        text.push_str(&format!("nameserver {server}\n"));
-    }
-    if !resolver.options.is_empty() {
-        text.push_str(&format!("options {}\n", resolver.options.join(" ")));
-    }
-    text
+pub fn resolv_conf(pod: &Pod, cluster_dns: Ipv4Addr, domain: &str, host: &str) -> String {
+    let spec = pod.spec.as_ref();
+    dns::resolv_conf(&PodDns {
+        namespace: pod.metadata.namespace.as_deref().unwrap_or_default(),
+        policy: spec.and_then(|spec| spec.dns_policy.as_deref()).unwrap_or_default(),
+        host_network: spec.is_some_and(uses_host_network),
+        config: spec.and_then(|spec| spec.dns_config.as_ref()),
+        nameserver: cluster_dns,
+        domain,
+        host,
+    })
 }
 
 #[cfg(test)]
@@ -158,34 +89,16 @@ mod tests {
         from_value(json!({"metadata": {"name": "web-1", "namespace": "shop"}, "spec": spec})).unwrap()
     }
 
-    fn resolv(spec: Value) -> String {
-        let host = "nameserver 192.0.2.53\nsearch corp.example\noptions timeout:1\n";
-        resolv_conf(&pod(spec), "10.96.0.10".parse().unwrap(), "cluster.local", host)
-    }
-
     #[test]
-    fn pods_ask_the_cluster_first() {
-        assert_eq!(
-            resolv(json!({})),
-            "search shop.svc.cluster.local svc.cluster.local cluster.local corp.example\nnameserver 10.96.0.10\noptions ndots:5\n"
+    fn name_resolution_follows_the_pod() {
+        let host = "nameserver 192.0.2.53\nsearch corp.example\n";
+        let text = |spec| resolv_conf(&pod(spec), Ipv4Addr::new(10, 96, 0, 10), "cluster.local", host);
+        assert!(
+            text(json!({})).contains("search shop.svc.cluster.local svc.cluster.local cluster.local corp.example\n")
         );
-        assert_eq!(
-            resolv(json!({"hostNetwork": true})),
-            "search corp.example\nnameserver 192.0.2.53\noptions timeout:1\n"
-        );
-        assert!(resolv(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"})).contains("10.96.0.10"));
-    }
-
-    #[test]
-    fn dns_config_adds_and_overrides() {
-        let config = json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"], "searches": ["a.b"],
-            "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}});
-        assert_eq!(
-            resolv(config),
-            "search a.b\nnameserver 192.0.2.1\noptions ndots:2 edns0\n"
-        );
-        let over = json!({"dnsConfig": {"options": [{"name": "ndots", "value": "1"}]}});
-        assert!(resolv(over).ends_with("options ndots:1\n"));
+        assert!(text(json!({})).contains("nameserver 10.96.0.10\n"));
+        assert!(text(json!({"hostNetwork": true})).contains("nameserver 192.0.2.53\n"));
+        assert!(text(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"})).contains("10.96.0.10"));
     }
 
     #[test]

@@ -199,7 +199,7 @@ fn write_etc(host: &Host, pod: &Pod, dir: &Path, hostname: &str, ips: &[IpAddr])
         dir.join("hosts"),
         etc::hosts(pod, hostname, ips, &own("/etc/hosts"), domain),
     )?;
-    let dns = IpAddr::V4(host.config.cluster_dns);
+    let dns = host.config.cluster_dns;
     fs::write(
         dir.join("resolv.conf"),
         etc::resolv_conf(pod, dns, domain, &own("/etc/resolv.conf")),
