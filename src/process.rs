@@ -7,6 +7,9 @@ use tracing_subscriber::EnvFilter;
 use crate::cluster::Cluster;
 use crate::notify;
 
+/// After this long the work of the start is over.
+const SETTLED_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Flags of the long-running processes.
 #[derive(Args)]
 pub struct Options {
@@ -41,6 +44,45 @@ pub async fn asked_to_end() {
     }
 }
 
+/// Gives back the pages of program text that only the start needed; what runs at rest is read again from the page cache.
+///
+/// Start-up walks through most of a large static binary once (certificates, schemas, the BPF loader), and every page it touched would
+/// count as resident for ever.
+pub fn release_startup_text() {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
+        return;
+    };
+    let Ok(binary) = std::env::current_exe() else { return };
+    let text = maps
+        .lines()
+        .filter(|line| line.contains(" r-xp ") && line.ends_with(&*binary.to_string_lossy()));
+    for line in text {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let bounds = range.and_then(|(from, to)| {
+            Some((
+                usize::from_str_radix(from, 16).ok()?,
+                usize::from_str_radix(to, 16).ok()?,
+            ))
+        });
+        let Some((from, to)) = bounds else { continue };
+        let address = std::ptr::with_exposed_provenance_mut(from);
+        // SAFETY: the range is one mapping of this binary's text as the kernel lists it: file-backed, never writable, so no page of it
+        // differs from the file, and a dropped page is mapped again, unchanged, when it is next executed (madvise(2), MADV_DONTNEED).
+        if let Err(error) = unsafe { rustix::mm::madvise(address, to - from, rustix::mm::Advice::LinuxDontNeed) } {
+            tracing::debug!(%error, line, "giving back start-up text");
+        }
+    }
+}
+
+/// What a process does when it is ready: says so, and becomes small a moment later.
+pub fn ready() {
+    notify::ready();
+    tokio::spawn(async {
+        tokio::time::sleep(SETTLED_AFTER).await;
+        release_startup_text();
+    });
+}
+
 fn prepare(options: &Options, name: &'static str) -> Result<()> {
     log(name);
     if options.supervised {
@@ -62,6 +104,7 @@ pub fn control(cluster: &Cluster, options: &Options) -> Result<()> {
     prepare(options, "control")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .max_blocking_threads(64)
         .enable_all()
         .build()
         .context("start tokio")?;
@@ -77,7 +120,7 @@ pub fn control(cluster: &Cluster, options: &Options) -> Result<()> {
         let server = hull_control::server::Server::start(config)
             .await
             .context("control plane")?;
-        notify::ready();
+        ready();
         asked_to_end().await;
         server.stop().await;
         Ok(())
@@ -92,11 +135,12 @@ pub fn agent(cluster: &Cluster, options: &Options) -> Result<()> {
     prepare(options, "agent")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .max_blocking_threads(64)
         .enable_all()
         .build()
         .context("start tokio")?;
     let config = cluster.agent_config()?;
     runtime
-        .block_on(hull_agent::run::run(config, notify::ready, asked_to_end()))
+        .block_on(hull_agent::run::run(config, ready, asked_to_end()))
         .context("agent")
 }

@@ -364,6 +364,6 @@ fn say_ready(cluster: &Cluster, began: Instant, background: bool) -> Result<()> 
             .context("open /dev/null")?;
         rustix::stdio::dup2_stdout(&null).context("close standard output")?;
     }
-    notify::ready();
+    process::ready();
     Ok(())
 }

@@ -115,6 +115,8 @@ fn write_bundle(ours: &Path, bundle: &Path) -> Result<()> {
     let path = bundle.join("config.json");
     let mut spec: serde_json::Value =
         serde_json::from_slice(&fs::read(&path).context("read config.json")?).context("config.json")?;
+    // Old peers know no newer version; nothing in this spec needs one.
+    spec["ociVersion"] = "1.0.2".into();
     spec["process"]["terminal"] = false.into();
     spec["process"]["args"] = serde_json::json!(["/bin/true"]);
     if let Some(process) = spec["process"].as_object_mut() {
