@@ -114,6 +114,10 @@ fn stop_containers(config: &AgentConfig, grace: Duration, report: &mut Report) -
         }
     }
     report.killed = wait_for_ends(&held, grace);
+    // All at once, so that deleting them one after the other finds them dead already. What ended by itself is no error.
+    for container in &containers {
+        let _ = client.kill(&container.id, Signal::KILL.as_raw(), true);
+    }
     for container in &containers {
         client.delete(&container.id, true)?;
     }
