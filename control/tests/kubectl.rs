@@ -94,6 +94,32 @@ fn apply_changes_and_removes() {
 }
 
 #[test]
+fn lists_apply_and_old_clients_explain_by_openapi_v2() {
+    let cluster = Cluster::start();
+    let list = r#"
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: ConfigMap, metadata: {name: one}, data: {a: "1"}}
+- {apiVersion: v1, kind: ConfigMap, metadata: {name: two}}
+"#;
+    let applied = cluster.kubectl_in("apply -f -", list);
+    assert!(
+        applied.contains("configmap/one created") && applied.contains("configmap/two created"),
+        "{applied}"
+    );
+    let wrong = list.replace("data: {a", "dada: {a");
+    assert!(cluster.refused("apply -f -", &wrong).contains("unknown field \"dada\""));
+    let explained = cluster.kubectl("explain pod.spec.containers --output=plaintext-openapiv2");
+    assert!(
+        explained.contains("imagePullPolicy") && explained.contains("List of containers belonging to the pod"),
+        "{explained}"
+    );
+    let (code, document) = cluster.request("GET", "/openapi/v2", "application/json", "");
+    assert_eq!((code, document["swagger"].as_str()), (200, Some("2.0")));
+}
+
+#[test]
 fn typed_creates_and_edits() {
     let cluster = Cluster::start();
     cluster.kubectl("create namespace one");

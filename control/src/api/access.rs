@@ -124,6 +124,7 @@ fn attributes<'a>(route: &'a ResourceRoute, params: &'a Params) -> Attributes<'a
         Some("exec" | "attach" | "portforward") => "create",
         _ => route.verb,
     };
+    let selects = matches!(verb, "list" | "watch" | "deletecollection");
     let namespace_itself = route.resource.key == "namespaces";
     Attributes {
         verb,
@@ -135,12 +136,12 @@ fn attributes<'a>(route: &'a ResourceRoute, params: &'a Params) -> Attributes<'a
         } else {
             &route.namespace
         },
-        name: if route.name.is_empty() {
+        name: if route.name.is_empty() && selects {
             named_by(params)
         } else {
             &route.name
         },
-        field_selector: params.get("fieldSelector"),
+        field_selector: selects.then(|| params.text("fieldSelector")),
         ..Attributes::default()
     }
 }

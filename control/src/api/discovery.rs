@@ -9,7 +9,12 @@ use super::body::{self, Response};
 use super::negotiate::accepted;
 use super::query::Params;
 use crate::registry::Status;
+use crate::schema::openapi::v2::Format;
 use crate::schema::{self, Resource, openapi};
+
+/// Media type of OpenAPI v2 in protobuf, and what client-go asks for it by.
+const SWAGGER_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+const SWAGGER_PROTOBUF_OLD: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// Answers a path that is no resource.
 ///
@@ -33,6 +38,7 @@ pub fn answer(method: &Method, path: &str, headers: &HeaderMap, params: &Params)
             .map(|group| body::value(200, &group))
             .ok_or_else(Status::no_route),
         ["apis", group, version] => resource_list(group, version),
+        ["openapi", "v2"] => swagger(headers),
         ["openapi", "v3"] => Ok(body::json(200, openapi::index())),
         ["openapi", "v3", rest @ ..] => openapi_document(&rest.join("/"), headers, params),
         _ => Err(Status::no_route()),
@@ -69,7 +75,17 @@ fn root() -> Value {
         paths.push(format!("/apis/{group}"));
         paths.push(format!("/apis/{group}/{version}"));
     }
-    paths.extend(["/healthz", "/livez", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
+    paths.extend(
+        [
+            "/healthz",
+            "/livez",
+            "/openapi/v2",
+            "/openapi/v3",
+            "/readyz",
+            "/version",
+        ]
+        .map(str::to_owned),
+    );
     json!({"paths": paths})
 }
 
@@ -213,6 +229,32 @@ fn describe_aggregated(row: &'static Resource) -> Value {
     }
     add_names(row, &mut value);
     value
+}
+
+/// The OpenAPI v2 document as JSON or, under its old name with `@` or the new one, as protobuf.
+fn swagger(headers: &HeaderMap) -> Result<Response, Status> {
+    let format = accepted(headers)
+        .iter()
+        .find_map(|entry| match entry.media_type {
+            SWAGGER_PROTOBUF | SWAGGER_PROTOBUF_OLD => Some(Format::Protobuf),
+            _ if entry.takes_json() => Some(Format::Json),
+            _ => None,
+        })
+        .ok_or_else(|| Status::not_acceptable(&format!("{}, {SWAGGER_PROTOBUF}", body::JSON)))?;
+    let media_type = match format {
+        Format::Json => body::JSON,
+        Format::Protobuf => SWAGGER_PROTOBUF,
+    };
+    let document = openapi::v2::document(format);
+    let etag = format!("\"{}\"", openapi::digest(&document));
+    let mut response = if headers.get(header::IF_NONE_MATCH).is_some_and(|value| *value == *etag) {
+        body::respond(304, media_type, body::full(""))
+    } else {
+        body::respond(200, media_type, body::full(document))
+    };
+    set(&mut response, header::ETAG, &etag);
+    set(&mut response, header::VARY, "Accept");
+    Ok(response)
 }
 
 fn openapi_document(path: &str, headers: &HeaderMap, params: &Params) -> Result<Response, Status> {

@@ -23,9 +23,14 @@ pub async fn create(
         "binding" => bind(api, context, &route.name, &object, options).await,
         "eviction" => evict(api, context, &object, options.dry_run).await,
         "token" => {
-            let issued =
-                api.registry
-                    .request_token(route.resource, &route.namespace, &route.name, object, options.dry_run)?;
+            let issued = api.registry.request_token(
+                &context.user,
+                route.resource,
+                &route.namespace,
+                &route.name,
+                object,
+                options.dry_run,
+            )?;
             Ok(body::value(201, &issued))
         }
         _ => Err(Status::no_route()),

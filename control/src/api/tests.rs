@@ -1,5 +1,7 @@
 //! What any request may meet: no credentials, no right, a panic (FAULTS 74).
 
+mod node;
+
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};

@@ -1,9 +1,10 @@
 //! Admission: what is refused or filled in although each object alone is valid.
 //!
 //! The built-in plugins of Kubernetes that a cluster cannot do without: NamespaceLifecycle, ServiceAccount,
-//! DefaultTolerationSeconds, Priority, and the RBAC escalation check. Webhooks will be called from here.
+//! DefaultTolerationSeconds, Priority, NodeRestriction, and the RBAC escalation check. Webhooks will be called from here.
 
 mod escalation;
+mod node;
 mod pod;
 
 use serde_json::Value;
@@ -26,6 +27,7 @@ pub(super) async fn create(
     object: &mut Value,
     _options: &WriteOptions,
 ) -> Result<(), Status> {
+    node::create(who, resource, object)?;
     if resource.namespaced {
         namespace_is_open(registry, resource, namespace, text(object, "/metadata/name"))?;
     }
@@ -47,10 +49,22 @@ pub(super) fn update(
     old: &Value,
     _options: &WriteOptions,
 ) -> Result<(), Status> {
+    node::update(who, resource, new, old)?;
     if subresource.is_some() || is_terminating(old) {
         return Ok(());
     }
     escalation::check(registry, who, resource, new, Some(old))
+}
+
+/// Admits a request for a token of a service account, named by namespace and name.
+pub(super) fn token(
+    registry: &Registry,
+    who: &User,
+    resource: &'static Resource,
+    account: (&str, &str),
+    reference: &Value,
+) -> Result<(), Status> {
+    node::token(registry, who, resource, account, reference)
 }
 
 /// Admits a delete.

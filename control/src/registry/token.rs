@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::metadata::{metadata_mut, text};
-use super::{Registry, Status, time_text};
+use super::{Registry, Status, admission, time_text};
+use crate::auth::User;
 use crate::auth::tokens::{Bound, ISSUER, LIFE_SECONDS, Scope};
 use crate::cache::Object;
 use crate::schema::{FieldError, Resource};
@@ -15,9 +16,10 @@ impl Registry {
     /// Issues a token for a service account and returns the `TokenRequest` with its status.
     ///
     /// # Errors
-    /// `NotFound` for the account or the bound object, `Invalid` for what cannot be asked.
+    /// `NotFound` for the account or the bound object, `Forbidden` to a node for pods of others, `Invalid` for what cannot be asked.
     pub fn request_token(
         &self,
+        who: &User,
         resource: &'static Resource,
         namespace: &str,
         name: &str,
@@ -26,6 +28,7 @@ impl Registry {
     ) -> Result<Value, Status> {
         let account = self.get(resource, namespace, name)?;
         let spec = &request["spec"];
+        admission::token(self, who, resource, (namespace, name), &spec["boundObjectRef"])?;
         let seconds = spec["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
         check_seconds(name, seconds)?;
         let audiences: Vec<String> = spec["audiences"]

@@ -1,11 +1,13 @@
-//! OpenAPI v3, one document for each group-version, built from the resource table and the type table.
+//! OpenAPI v3, one document for each group-version, built from the resource table and the type table; and v2 from that.
 //!
 //! kubectl reads these for `explain`, for strategic merge keys in `apply`, and to learn whether the server validates
 //! fields. A document is built when asked for and not kept: the index gives each a hash, under which clients cache it
 //! for ever. Shapes follow what a Kubernetes API server publishes (kube-openapi's builder3).
 
 mod component;
+mod gnostic;
 mod path;
+pub mod v2;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -71,7 +73,8 @@ fn path_of(resource: &Resource) -> String {
     }
 }
 
-fn digest(document: &[u8]) -> String {
+/// What tells one document from another, in ETags and in the index.
+pub fn digest(document: &[u8]) -> String {
     let digest = Sha256::digest(document);
     digest[..16].iter().map(|byte| format!("{byte:02X}")).collect()
 }
