@@ -36,10 +36,21 @@ pub(super) struct Contents {
 
 /// Why a batch did not reach the disk.
 pub(super) enum WriteFailure {
-    /// Nothing was synced; fjall has to be opened again. The file system is full, or the engine stopped.
+    /// The engine had stopped before the batch came, because its work in the background failed: nothing of the batch was written.
+    Stopped,
+    /// Nothing was synced; fjall has to be opened again. Most likely the file system is full.
     Refused(String),
     /// fsync failed: what is on disk is unknown, and asking again may be answered with a lie.
     Sync(String),
+}
+
+impl std::fmt::Display for WriteFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stopped => f.write_str("the engine stopped"),
+            Self::Refused(e) | Self::Sync(e) => f.write_str(e),
+        }
+    }
 }
 
 impl Engine {
@@ -187,7 +198,10 @@ impl Engine {
         }
         let newest = record::encode(REVISION_KEY, Head { revision, created: 0 }, &[]);
         batch.insert(&self.keyspace, REVISION_KEY, newest);
-        batch.commit().map_err(|e| WriteFailure::Refused(e.to_string()))?;
+        batch.commit().map_err(|e| match e {
+            fjall::Error::Poisoned => WriteFailure::Stopped,
+            e => WriteFailure::Refused(e.to_string()),
+        })?;
         self.db
             .persist(PersistMode::SyncData)
             .map_err(|e| WriteFailure::Sync(e.to_string()))

@@ -153,18 +153,27 @@ impl Writer {
 
     /// Make a batch durable; the error says why the disk is full. Anything worse ends the process.
     fn write(&mut self, changes: &[Change], bytes: u64) -> Result<(), String> {
-        self.check_space(bytes)?;
+        self.check_space(self.reserve, bytes)?;
         let revision = changes.last().map_or(self.heads.revision, |change| change.revision);
         let dir = self.dir.display().to_string();
-        match self.engine()?.write(changes, revision) {
+        let mut written = self.engine()?.write(changes, revision);
+        if matches!(written, Err(WriteFailure::Stopped)) {
+            // Flushing in the background met a full disk, perhaps long ago. Opening again checks that all that was acknowledged is there.
+            tracing::warn!("store at {dir}: the engine had stopped; opening it again");
+            self.engine = None;
+            written = self.engine()?.write(changes, revision);
+        }
+        match written {
             Ok(()) => Ok(()),
             Err(WriteFailure::Sync(e)) => fatal(&format!(
                 "store at {dir}: fsync of the journal failed: {e}. What is on disk is unknown; stopping rather than \
                  acknowledge writes that may be lost. Check the disk (dmesg), then start again"
             )),
-            Err(WriteFailure::Refused(e)) => {
+            Err(failure) => {
+                let e = failure.to_string();
                 self.engine = None;
-                match self.check_space(bytes) {
+                // The engine also stops when its work in the background met a full disk, and leaves some room behind as it gives up.
+                match self.check_space(RESERVE_BYTES, bytes) {
                     Err(full) => Err(format!("{full} ({e})")),
                     Ok(()) => fatal(&format!(
                         "store at {dir}: writing failed: {e}. Check the disk, then start again"
@@ -195,11 +204,11 @@ impl Writer {
         Ok(self.engine.insert(engine))
     }
 
-    fn check_space(&self, bytes: u64) -> Result<(), String> {
+    fn check_space(&self, reserve: u64, bytes: u64) -> Result<(), String> {
         let dir = self.dir.display();
         let status = rustix::fs::statvfs(&self.dir).map_err(|e| format!("statvfs of {dir}: {e}"))?;
         let free = status.f_bavail.saturating_mul(status.f_frsize);
-        let needed = self.reserve + 2 * bytes;
+        let needed = reserve + 2 * bytes;
         if free < needed {
             return Err(format!(
                 "{dir} has {} KiB left, {} KiB are needed",
