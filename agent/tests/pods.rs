@@ -197,14 +197,28 @@ fn volumes_follow_their_config_map() {
     machine.until("the second value is seen", || seen("second"));
 }
 
+/// Whether any log below `dir` has this text.
+fn logged(dir: &std::path::Path, text: &str) -> bool {
+    fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| {
+        let path = entry.path();
+        path.is_dir() && logged(&path, text) || fs::read_to_string(&path).is_ok_and(|content| content.contains(text))
+    })
+}
+
 #[test]
 fn tear_down_needs_no_agent_and_leaves_nothing() {
     let machine = Machine::new("down");
     let agent = machine.agent();
-    let mut object = pod("web", "uid-down", LOOP);
+    let mut object = pod(
+        "web",
+        "uid-down",
+        "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done",
+    );
     object["spec"]["volumes"] = json!([{"name": "m", "emptyDir": {"medium": "Memory"}}]);
     machine.api.put_pod(object);
     machine.api.wait_for("web", |pod| phase(pod) == "Running");
+    // Running means started: before the shell has set its trap, SIGTERM would be ignored.
+    machine.until("the shell is up", || logged(&machine.config.log_dir(), "up"));
     drop(agent);
     let report = hull_agent::teardown::teardown(&machine.config, Duration::from_secs(5)).unwrap();
     assert_eq!((report.pods, report.containers, report.killed), (1, 1, 0));
