@@ -96,18 +96,24 @@ fn prepare(options: &Options, name: &'static str) -> Result<()> {
     Ok(())
 }
 
+/// Few threads: a node's work is waiting, and every thread costs memory.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder
+        .worker_threads(2)
+        .max_blocking_threads(64)
+        .enable_all()
+        .build()
+        .context("start tokio")
+}
+
 /// Runs the control plane until it is asked to end.
 ///
 /// # Errors
 /// It cannot start, or its store fails.
 pub fn control(cluster: &Cluster, options: &Options) -> Result<()> {
     prepare(options, "control")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(64)
-        .enable_all()
-        .build()
-        .context("start tokio")?;
+    let runtime = runtime()?;
     let config = hull_control::server::ControlConfig {
         data_dir: cluster.data_dir.clone(),
         pki_dir: cluster.pki_dir(),
@@ -133,12 +139,7 @@ pub fn control(cluster: &Cluster, options: &Options) -> Result<()> {
 /// It cannot start: not root, no warden, no API server credentials.
 pub fn agent(cluster: &Cluster, options: &Options) -> Result<()> {
     prepare(options, "agent")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(64)
-        .enable_all()
-        .build()
-        .context("start tokio")?;
+    let runtime = runtime()?;
     let config = cluster.agent_config()?;
     runtime
         .block_on(hull_agent::run::run(config, ready, asked_to_end()))
