@@ -10,9 +10,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::network::Cidr;
-
-/// Names the service that a slice belongs to.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+use crate::proxy::by_service;
 
 /// What a zone is made for.
 #[derive(Clone, Debug)]
@@ -130,25 +128,6 @@ impl Zone {
             .or_default()
             .insert(name.to_owned(), entry);
     }
-}
-
-fn by_service<'a>(
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
-) -> HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>> {
-    let mut map: HashMap<_, Vec<_>> = HashMap::new();
-    for slice in slices.into_iter().filter(|slice| slice.address_type == "IPv4") {
-        let service = slice
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(SERVICE_NAME));
-        if let (Some(namespace), Some(service)) = (&slice.metadata.namespace, service) {
-            map.entry((namespace.as_str(), service.as_str()))
-                .or_default()
-                .push(slice);
-        }
-    }
-    map
 }
 
 fn entry(service: &Service, slices: &[&EndpointSlice]) -> Option<Entry> {

@@ -67,7 +67,8 @@ pub fn compute<'a>(
     tables
 }
 
-fn by_service<'a>(
+/// IPv4 endpoint slices by the namespace and name of their service.
+pub(crate) fn by_service<'a>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
 ) -> BTreeMap<(&'a str, &'a str), Vec<&'a EndpointSlice>> {
     let mut map: BTreeMap<_, Vec<_>> = BTreeMap::new();

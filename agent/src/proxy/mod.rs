@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use aya::Ebpf;
 use hull_ebpf_types as bpf;
 
+pub(crate) use compute::by_service;
 pub use compute::{DnsRedirect, NodeView, compute};
 pub use error::{Error, Rejected};
 pub use load::unload;
