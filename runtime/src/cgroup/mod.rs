@@ -129,9 +129,9 @@ impl Cgroup {
 
     /// Make it, with its parents, and hand the parents' controllers down to it. Fails if processes live in it.
     pub fn create(&self, hierarchy: &Hierarchy) -> Result<()> {
+        // True if it is new, and so has nobody in it.
         let make = |dir: &Path| match fs::create_dir(dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(Error::os(format!("make cgroup {}", dir.display()), e)),
             Ok(()) => Ok(true),
         };
@@ -146,7 +146,9 @@ impl Cgroup {
                 hand_down(&level);
             }
         }
-        make(&self.dir)?;
+        if make(&self.dir)? {
+            return Ok(());
+        }
         match self.processes()?.len() {
             0 => Ok(()),
             count => Err(Error::new(
@@ -279,6 +281,14 @@ impl Cgroup {
             memory_inactive_file: field(&memory, "inactive_file"),
             pids_current: number("pids.current"),
         })
+    }
+
+    /// Remove it if nothing lives in it and no group is below it; true if it is gone.
+    pub fn remove_empty(&self) -> bool {
+        match fs::remove_dir(&self.dir) {
+            Err(e) => e.kind() == io::ErrorKind::NotFound,
+            Ok(()) => true,
+        }
     }
 
     /// Remove it and the groups below it, once their processes are gone. A missing group is no error.

@@ -185,15 +185,11 @@ fn run_container(root: &Path, arguments: &[String]) -> Result<i32> {
     let bundle = Path::new(args.value("bundle").unwrap_or("."));
     let detach = args.is_set("detach");
     let watch = foreground::Watch::new(detach)?;
-    let mut created = container::create(create_options(root, &args, bundle)?)?;
+    let mut created = container::run(create_options(root, &args, bundle)?)?;
     let console = created.console.take();
     if detach && console.is_some() {
-        container::delete(root, id, true)?;
-        return Err(no_console_socket());
-    }
-    if let Err(error) = container::start(root, id) {
         foreground::discard(root, id, &created);
-        return Err(error);
+        return Err(no_console_socket());
     }
     if detach {
         return Ok(0);

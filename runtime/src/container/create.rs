@@ -1,6 +1,7 @@
 //! `create`: plan, cgroup, clone3, and the parent's half of the conversation with the child.
 //! What exists so far is written down before the next thing is made, so that `delete --force` finds it after a crash.
 
+use std::cell::Cell;
 use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -9,12 +10,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
-use super::record::{self, Directory, Record, START_SOCKET};
+use super::record::{self, Directory, Record, RecordFile, START_SOCKET};
 use super::{CreateOptions, Created, prepare};
 use crate::cgroup::{Cgroup, Hierarchy};
 use crate::error::{Error, Kind, Result};
@@ -28,6 +29,15 @@ use crate::syscall::{self, Fork};
 
 /// Create the container: afterwards its init waits in `created` for [`start`](super::start).
 pub fn create(options: CreateOptions) -> Result<Created> {
+    make(options, false)
+}
+
+/// Create and start the container in one go: there is no moment in which another could start it.
+pub fn run(options: CreateOptions) -> Result<Created> {
+    make(options, true)
+}
+
+fn make(options: CreateOptions, start: bool) -> Result<Created> {
     let bundle = std::path::absolute(options.bundle)
         .map_err(|e| Error::os(format!("bundle {}", options.bundle.display()), e))?;
     record::check_id(options.id)?;
@@ -37,29 +47,36 @@ pub fn create(options: CreateOptions) -> Result<Created> {
     let hierarchy = Hierarchy::find()?;
     let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let cgroup = hierarchy.container(cgroups_path, options.id)?;
-    let (directory, _lock) = Directory::make(options.root, options.id)?;
+    let (directory, lock) = Directory::make(options.root, options.id)?;
     let mut unfinished = Unfinished {
         directory: Some(&directory),
         cgroup: None,
     };
-    let mut record = new_record(&spec, &plan, &options, bundle, &cgroup);
-    directory.save(&record)?;
-    directory.save_filter(plan.process.seccomp.as_ref())?;
+    let record = new_record(spec, &plan, &options, bundle, &cgroup);
+    let file = directory.save(&record)?;
     cgroup.create(&hierarchy)?;
     unfinished.cgroup = Some(&cgroup);
-    cgroup.apply(&plan.limits)?;
-    cgroup.attach_devices(&plan.limits)?;
-    let pid_file = options.pid_file;
-    let created = birth(plan, &directory, &cgroup, &mut record, options)?;
-    if let Some(path) = pid_file
-        && let Err(error) = write_pid_file(path, created.pid)
-    {
-        end(created.pidfd.as_fd());
-        return Err(error);
-    }
+    let container = Container {
+        directory: &directory,
+        cgroup: &cgroup,
+        record,
+        file,
+        lock: Some(lock),
+    };
+    let created = birth(plan, container, options, start)?;
     unfinished.directory = None;
     unfinished.cgroup = None;
     Ok(created)
+}
+
+/// What exists of a container before its init does.
+struct Container<'a> {
+    directory: &'a Directory,
+    cgroup: &'a Cgroup,
+    record: Record,
+    file: RecordFile,
+    /// Says that `create` is under way.
+    lock: Option<OwnedFd>,
 }
 
 /// Undoes an unfinished `create`.
@@ -87,7 +104,7 @@ fn check_terminal(process: &ProcessPlan, options: &CreateOptions) -> Result<()> 
     Ok(())
 }
 
-fn new_record(spec: &spec::Spec, plan: &Plan, options: &CreateOptions, bundle: PathBuf, cgroup: &Cgroup) -> Record {
+fn new_record(mut spec: spec::Spec, plan: &Plan, options: &CreateOptions, bundle: PathBuf, cgroup: &Cgroup) -> Record {
     let hooks = spec.hooks().as_ref();
     Record {
         oci_version: spec.version().clone(),
@@ -105,22 +122,17 @@ fn new_record(spec: &spec::Spec, plan: &Plan, options: &CreateOptions, bundle: P
         start_time: 0,
         cgroup: cgroup.dir().to_path_buf(),
         namespaces: plan.namespaces.all(),
-        process: spec.process().clone().unwrap_or_default(),
         poststart: hooks.and_then(|hooks| hooks.poststart().clone()),
         poststop: hooks.and_then(|hooks| hooks.poststop().clone()),
+        process: spec.process_mut().take().unwrap_or_default(),
     }
 }
 
-/// Make the child and bring it to `created`.
-fn birth(
-    plan: Plan,
-    directory: &Directory,
-    cgroup: &Cgroup,
-    record: &mut Record,
-    options: CreateOptions,
-) -> Result<Created> {
+/// Make the child and bring it to `created`, or with `start` to its program.
+fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bool) -> Result<Created> {
     let (ours, theirs) = socket_pair()?;
-    let state = directory.state(record);
+    let (directory, cgroup) = (container.directory, container.cgroup);
+    let state = directory.new_state(&container.record);
     let hook_state = |status| {
         HookState::new(&super::State {
             status,
@@ -138,8 +150,12 @@ fn birth(
     let rootfs = prepare::root(&plan)?;
     let init = Init {
         sync: theirs,
-        parents: vec![ours.as_raw_fd()],
-        start: listen(directory)?,
+        parents: [Some(&ours), container.lock.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(AsRawFd::as_raw_fd)
+            .collect(),
+        start: (!start).then(|| listen(directory)).transpose()?,
         binds: prepare::binds(&plan, cgroup, rootfs.as_fd())?,
         rootfs,
         devices: prepare::devices(&plan)?,
@@ -147,11 +163,13 @@ fn birth(
         proc: prepare::proc()?,
         stdio: options.stdio,
         console,
-        keyring: keyring(&record.id, options.no_new_keyring)?,
+        keyring: keyring(&container.record.id, options.no_new_keyring)?,
         creating: hook_state(super::Status::Creating),
         created: hook_state(super::Status::Created),
         preserve_fds: options.preserve_fds,
         no_pivot: options.no_pivot,
+        network: makes_network(&plan),
+        met: Cell::new(false),
         plan,
     };
     let group = cgroup.open()?;
@@ -161,24 +179,35 @@ fn birth(
         Cloned::Parent { pid, pidfd, in_group } => (pid, pidfd, in_group),
     };
     let Init {
-        plan, creating, sync, ..
+        plan,
+        creating,
+        sync,
+        proc,
+        network,
+        ..
     } = init;
     drop(sync);
     let mut raise = || {
         if !in_group {
             cgroup.add(pid)?;
         }
-        let console = accompany(&ours, pid, &plan, &creating)?;
-        record.pid = pid;
-        record.start_time = start_time(pid)?;
-        directory.save(record)?;
-        Ok((console, record.start_time))
+        let network = network.then(|| new_network(proc.as_fd()));
+        let console = accompany(&ours, pid, &plan, &creating, &mut container, network.transpose()?)?;
+        if let Some(path) = options.pid_file {
+            write_pid_file(path, pid)?;
+        }
+        if start {
+            super::lifecycle::release(&ours, &container.record.id)?;
+            drop(container.lock.take());
+            super::lifecycle::started(container.directory, &container.record)?;
+        }
+        Ok(console)
     };
     match raise() {
-        Ok((console, start_time)) => Ok(Created {
+        Ok(console) => Ok(Created {
             pid,
             pidfd,
-            start_time,
+            start_time: container.record.start_time,
             console,
         }),
         Err(error) => {
@@ -188,13 +217,30 @@ fn birth(
     }
 }
 
-/// Talk the child through its creation; its terminal's master comes back.
-fn accompany(socket: &OwnedFd, pid: i32, plan: &Plan, state: &HookState) -> Result<Option<OwnedFd>> {
+/// Talk the child through its creation; its terminal's master comes back. What the child does not need yet is done while
+/// it makes its namespaces and mounts on another processor; it does not go on to `created` unless all of that succeeded.
+fn accompany(
+    socket: &OwnedFd,
+    pid: i32,
+    plan: &Plan,
+    state: &HookState,
+    container: &mut Container,
+    network: Option<OwnedFd>,
+) -> Result<Option<OwnedFd>> {
     if let Some((uids, gids)) = &plan.namespaces.id_maps {
         prepare::write_maps(pid, uids, gids)?;
     }
-    set_limits(pid, &plan.process)?;
-    go(socket);
+    let hooked = !plan.hooks.create_container.is_empty() || plan.hooks.between();
+    if hooked {
+        furnish(pid, plan, container)?;
+    }
+    match network {
+        Some(network) => send_network(socket, network.as_fd())?,
+        None => go(socket),
+    }
+    if !hooked {
+        furnish(pid, plan, container)?;
+    }
     let mut console = None;
     loop {
         match receive(socket)? {
@@ -212,6 +258,50 @@ fn accompany(socket: &OwnedFd, pid: i32, plan: &Plan, state: &HookState) -> Resu
             }
         }
     }
+}
+
+/// The network namespace takes the kernel as long as all the rest: made here, while the child makes the mounts. Not where
+/// it must belong to the child's user namespace, nor where hooks must find it made before the mounts.
+fn makes_network(plan: &Plan) -> bool {
+    let namespaces = &plan.namespaces;
+    namespaces.makes(libc::CLONE_NEWNET) && !namespaces.has(libc::CLONE_NEWUSER) && !plan.hooks.between()
+}
+
+fn new_network(proc: BorrowedFd) -> Result<OwnedFd> {
+    let current = || {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(proc, c"thread-self/ns/net", flags, Mode::empty())
+            .map_err(|e| Error::os("open /proc/thread-self/ns/net", e))
+    };
+    let own = current()?;
+    syscall::unshare(libc::CLONE_NEWNET).map_err(|e| Error::os("unshare the network namespace", e))?;
+    let made = current();
+    syscall::setns(own.as_fd(), libc::CLONE_NEWNET).map_err(|e| Error::os("return to the own network namespace", e))?;
+    made
+}
+
+/// `GO`, with the network namespace. If the child is dead, the next receive says so.
+fn send_network(socket: &OwnedFd, network: BorrowedFd) -> Result<()> {
+    let fds = [network];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let parts = [std::io::IoSlice::new(&[init::GO])];
+    match rustix::net::sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL) {
+        Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+        Err(e) => Err(Error::os("pass the network namespace to the container's init", e)),
+    }
+}
+
+/// Everything about the container that is not made by its init: limits, devices, what `state` and `exec` will read.
+fn furnish(pid: i32, plan: &Plan, container: &mut Container) -> Result<()> {
+    container.cgroup.apply(&plan.limits)?;
+    container.cgroup.attach_devices(&plan.limits)?;
+    set_limits(pid, &plan.process)?;
+    container.directory.save_filter(plan.process.seccomp.as_ref())?;
+    container.record.pid = pid;
+    container.record.start_time = start_time(pid)?;
+    container.file.set_init(pid, container.record.start_time)
 }
 
 /// A message of the child.
@@ -236,8 +326,8 @@ pub(super) fn receive(socket: &OwnedFd) -> Result<Message> {
     let length = loop {
         let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
         match rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => (),
-            Err(Errno::CONNRESET) => break 0,
+            // Reset: the child died without reading our last word. What it said before comes next.
+            Err(Errno::INTR | Errno::CONNRESET) => (),
             other => break other.map_err(|e| Error::os("hear from the container's init", e))?.bytes,
         }
     };
@@ -265,19 +355,19 @@ enum Cloned {
 
 fn clone(init: &Init, group: BorrowedFd) -> Result<Cloned> {
     let namespaces = &init.plan.namespaces;
-    if namespaces.has(libc::CLONE_NEWUSER) && !namespaces.makes(libc::CLONE_NEWUSER) && namespaces.new & !LATE != 0 {
+    if namespaces.has(libc::CLONE_NEWUSER)
+        && !namespaces.makes(libc::CLONE_NEWUSER)
+        && namespaces.makes(libc::CLONE_NEWPID)
+    {
         return Err(Error::invalid(
-            "joining a user namespace by path while making others new is not supported: make it new, or join all of them",
+            "joining a user namespace by path while making a new pid namespace is not supported: make both, or join both",
         ));
     }
     let joined = namespaces.join.iter().position(|join| join.kind == libc::CLONE_NEWPID);
     let within = joined.map(|index| init.join[index].as_fd());
-    let flags = (namespaces.new & !LATE) as u64;
+    let flags = (namespaces.new & init::BORN_INTO) as u64;
     in_pid_namespace(within, || clone_into(flags, group))
 }
-
-/// Made by the child itself, once it is in its cgroup.
-const LATE: i32 = libc::CLONE_NEWCGROUP | libc::CLONE_NEWTIME;
 
 fn clone_into(flags: u64, group: BorrowedFd) -> Result<Cloned> {
     // SAFETY: the callers of the container API are single-threaded, and the child makes only system calls.

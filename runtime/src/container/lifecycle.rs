@@ -45,17 +45,25 @@ pub fn start(root: &Path, id: &str) -> Result<()> {
     let socket = reach_init(&directory)?;
     std::fs::remove_file(directory.path().join(START_SOCKET))
         .map_err(|e| Error::os(format!("remove the start socket of {id}"), e))?;
-    rustix::net::send(&socket, &[init::START], SendFlags::NOSIGNAL)
+    release(&socket, id)?;
+    started(&directory, &record)
+}
+
+/// Tell the init at the other end of `socket` to execute the user's program, and see that it does.
+pub(super) fn release(socket: &OwnedFd, id: &str) -> Result<()> {
+    rustix::net::send(socket, &[init::START], SendFlags::NOSIGNAL)
         .map_err(|e| Error::os(format!("tell the init of {id} to start"), e))?;
-    match receive(&socket)? {
-        Message::Closed => (),
-        _ => {
-            return Err(Error::system(format!(
-                "the init of {id} gave an answer nobody asked for"
-            )));
-        }
+    match receive(socket)? {
+        Message::Closed => Ok(()),
+        _ => Err(Error::system(format!(
+            "the init of {id} gave an answer nobody asked for"
+        ))),
     }
-    run_hooks("poststart", &record.poststart, &directory, &record).inspect_err(|_| {
+}
+
+/// What follows the start: poststart hooks, whose failure ends the container.
+pub(super) fn started(directory: &Directory, record: &Record) -> Result<()> {
+    run_hooks("poststart", &record.poststart, directory, record).inspect_err(|_| {
         let _ = Cgroup::at(&record.cgroup).kill();
     })
 }
@@ -170,7 +178,9 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
     }
     let cgroup = Cgroup::at(&record.cgroup);
     let pidfd = record.pidfd();
-    if cgroup.exists() {
+    // An empty group, the usual case, goes at once.
+    let removed = cgroup.remove_empty();
+    if !removed {
         cgroup.kill()?;
         // A frozen group dies too, since Linux 5.14; thaw it for what waits on its death.
         if cgroup.is_frozen() {
@@ -181,7 +191,9 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
         let _ = send(&pidfd, libc::SIGKILL);
         await_death(&pidfd, id)?;
     }
-    cgroup.remove()?;
+    if !removed {
+        cgroup.remove()?;
+    }
     if let Err(error) = run_hooks("poststop", &record.poststop, &directory, &record) {
         crate::error::warn(&error.to_string());
     }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::spec;
 
 pub use crate::error::{Error, Kind, Result};
-pub use create::create;
+pub use create::{create, run};
 pub(crate) use exec::Entry;
 pub use exec::{base_process, exec};
 pub use lifecycle::{cgroup, delete, kill, list, pause, processes, resume, start, state, update};

@@ -1,15 +1,17 @@
-//! What the runtime remembers of a container: `<root>/<id>/state.json`, replaced atomically, and the compiled filter.
-//! The kernel is the truth about processes; the record only names them (pid and start time).
+//! What the runtime remembers of a container: `<root>/<id>/state.json`, written once, and the compiled filter.
+//! The kernel is the truth about processes; the record only names them (pid and start time). These two are not known
+//! yet when the record is written, so it begins with blanks that they are written into later.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +26,8 @@ const FILTER: &str = "seccomp.bpf";
 /// The init listens here for `start`.
 pub(super) const START_SOCKET: &str = "start.sock";
 const ID_LENGTH: usize = 255;
+/// How often a record is read that is just being written.
+const ATTEMPTS: usize = 100;
 
 /// Directory of one container below the state root.
 pub(super) struct Directory {
@@ -43,8 +47,10 @@ pub(super) struct Record {
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
     /// The init; 0 while `create` is under way.
+    #[serde(skip_serializing)]
     pub pid: i32,
     /// Clock ticks since boot, so that a reused pid is not mistaken for the init.
+    #[serde(skip_serializing)]
     pub start_time: u64,
     pub cgroup: PathBuf,
     /// CLONE_NEW flags of the namespaces that are the container's own.
@@ -97,7 +103,7 @@ impl Directory {
             other => other.map_err(|e| Error::os(format!("make {}", directory.path.display()), e))?,
         }
         let lock = directory.open()?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)
             .map_err(|e| Error::os(format!("lock {}", directory.path.display()), e))?;
         Ok((directory, lock))
     }
@@ -121,22 +127,51 @@ impl Directory {
 
     pub fn load(&self) -> Result<Record> {
         let path = self.path.join(RECORD);
-        let bytes = match fs::read(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let id = self.path.file_name().unwrap_or_default().to_string_lossy();
-                return Err(Error::not_found(&id));
+        let mut attempt = 1;
+        loop {
+            let bytes = match fs::read(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    let id = self.path.file_name().unwrap_or_default().to_string_lossy();
+                    return Err(Error::not_found(&id));
+                }
+                other => other.map_err(|e| Error::os(format!("read {}", path.display()), e))?,
+            };
+            match serde_json::from_slice(&bytes) {
+                // `create` died between making the file and writing it: nothing else was made.
+                Err(_) if bytes.is_empty() && !self.is_being_created() => {
+                    let id = self.path.file_name().unwrap_or_default().to_string_lossy();
+                    return Err(Error::not_found(&id));
+                }
+                // `create` may just be writing the pid, or not be done with the whole.
+                Err(_) if attempt < ATTEMPTS && self.is_being_created() => attempt += 1,
+                other => return other.map_err(|e| Error::system(format!("{} is damaged: {e}", path.display()))),
             }
-            other => other.map_err(|e| Error::os(format!("read {}", path.display()), e))?,
-        };
-        serde_json::from_slice(&bytes).map_err(|e| Error::system(format!("{} is damaged: {e}", path.display())))
+        }
     }
 
-    /// Replace the record in one step.
-    pub fn save(&self, record: &Record) -> Result<()> {
-        let bytes = serde_json::to_vec(record).map_err(|e| Error::system(format!("encode the state: {e}")))?;
-        let (path, temporary) = (self.path.join(RECORD), self.path.join("state.json.new"));
-        fs::write(&temporary, bytes).map_err(|e| Error::os(format!("write {}", temporary.display()), e))?;
-        fs::rename(&temporary, &path).map_err(|e| Error::os(format!("rename to {}", path.display()), e))
+    /// Write the record of a new container.
+    pub fn save(&self, record: &Record) -> Result<RecordFile> {
+        let path = self.path.join(RECORD);
+        let fail = |e: io::Error| Error::os(format!("write {}", path.display()), e);
+        let rest = serde_json::to_vec(record).map_err(|e| fail(e.into()))?;
+        let mut bytes = init_fields(record.pid, record.start_time).into_bytes();
+        bytes.extend_from_slice(rest.get(1..).unwrap_or_default());
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(fail)?;
+        rustix::io::pwrite(&file, &bytes, 0)
+            .and_then(|length| {
+                if length == bytes.len() {
+                    Ok(())
+                } else {
+                    Err(Errno::NOSPC)
+                }
+            })
+            .map_err(|e| fail(e.into()))?;
+        Ok(RecordFile { file, path })
     }
 
     /// Keep the compiled filter, so that `exec` need not compile the profile again.
@@ -159,6 +194,10 @@ impl Directory {
 
     /// Forget the container.
     pub fn remove(&self) -> Result<()> {
+        let _ = fs::remove_file(self.path.join(RECORD));
+        if fs::remove_dir(&self.path).is_ok() {
+            return Ok(());
+        }
         match fs::remove_dir_all(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(Error::os(format!("remove {}", self.path.display()), e))
@@ -170,18 +209,13 @@ impl Directory {
     /// `create` holds the lock while it runs.
     fn is_being_created(&self) -> bool {
         self.open()
-            .is_ok_and(|fd| rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err())
+            .is_ok_and(|fd| rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared).is_err())
     }
 
     pub fn status(&self, record: &Record) -> Status {
-        if record.pid == 0 {
-            return match self.is_being_created() {
-                true => Status::Creating,
-                false => Status::Stopped,
-            };
-        }
         match () {
-            () if !record.is_alive() => Status::Stopped,
+            () if self.is_being_created() => Status::Creating,
+            () if record.pid == 0 || !record.is_alive() => Status::Stopped,
             () if self.path.join(START_SOCKET).exists() => Status::Created,
             () if Cgroup::at(&record.cgroup).is_frozen() => Status::Paused,
             () => Status::Running,
@@ -189,7 +223,15 @@ impl Directory {
     }
 
     pub fn state(&self, record: &Record) -> State {
-        let status = self.status(record);
+        self.state_as(record, self.status(record))
+    }
+
+    /// The state of a container that `create` is about to make.
+    pub fn new_state(&self, record: &Record) -> State {
+        self.state_as(record, Status::Creating)
+    }
+
+    fn state_as(&self, record: &Record, status: Status) -> State {
         State {
             oci_version: record.oci_version.clone(),
             id: record.id.clone(),
@@ -217,6 +259,26 @@ impl Record {
     }
 }
 
+/// A record that was written without the init, which did not exist yet.
+pub(super) struct RecordFile {
+    file: fs::File,
+    path: PathBuf,
+}
+
+impl RecordFile {
+    /// Name the init.
+    pub fn set_init(&self, pid: i32, start_time: u64) -> Result<()> {
+        rustix::io::pwrite(&self.file, init_fields(pid, start_time).as_bytes(), 0)
+            .map(drop)
+            .map_err(|e| Error::os(format!("write the pid into {}", self.path.display()), e))
+    }
+}
+
+/// The beginning of a record: as long for any two numbers.
+fn init_fields(pid: i32, start_time: u64) -> String {
+    format!("{{\"pid\":{pid:>10},\"startTime\":{start_time:>20},")
+}
+
 /// What /proc/<pid>/stat says.
 pub(super) struct ProcessStat {
     pub start_time: u64,
@@ -224,7 +286,16 @@ pub(super) struct ProcessStat {
 }
 
 pub(super) fn process_stat(pid: i32) -> Option<ProcessStat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    // One read is enough: the kernel writes the line in one piece, and it is shorter than this.
+    let mut buffer = [0; 1024];
+    let file = rustix::fs::open(
+        format!("/proc/{pid}/stat"),
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .ok()?;
+    let length = rustix::io::read(&file, &mut buffer).ok()?;
+    parse_stat(&String::from_utf8_lossy(&buffer[..length]))
 }
 
 /// Fields 3 (state) and 22 (start time), counted behind the name, which may contain anything. proc_pid_stat(5).

@@ -12,9 +12,12 @@ use rustix::process::{Gid, Uid};
 use super::rootfs::{attach, clone_tree, directory, file, parent_of};
 use crate::fault::{Explain, Fault, InRoot, Shown, Step};
 use crate::plan::devices::{DevicePlan, LINKS};
+use crate::syscall::Sys;
 
 /// Make nodes and links. `bound` holds detached mounts of the host's nodes where mknod is not allowed.
 pub(super) fn populate(root: BorrowedFd, devices: &[DevicePlan], bound: &[OwnedFd]) -> Step {
+    // Nearly all are in /dev itself: opened once.
+    let dev = directory(root, c"dev")?;
     for (index, device) in devices.iter().enumerate() {
         match bound.get(index) {
             Some(tree) => {
@@ -22,28 +25,40 @@ pub(super) fn populate(root: BorrowedFd, devices: &[DevicePlan], bound: &[OwnedF
                 attach(tree.as_fd(), target.as_fd(), c"")
                     .explain(format_args!("bind device {}", InRoot(&device.path)))?;
             }
-            None => node(root, device)?,
+            None => match in_dev(&device.path) {
+                Some(name) => node(dev.as_fd(), name, device)?,
+                None => {
+                    let (parent, name) = parent_of(root, &device.path)?;
+                    node(parent.as_fd(), name, device)?;
+                }
+            },
         }
     }
-    let dev = directory(root, c"dev")?;
     for (name, to) in LINKS {
         link(dev.as_fd(), name, to)?;
     }
     Ok(())
 }
 
-fn node(root: BorrowedFd, device: &DevicePlan) -> Step {
-    let (parent, name) = parent_of(root, &device.path)?;
+/// The name of a node directly in /dev.
+fn in_dev(path: &CStr) -> Option<&CStr> {
+    let name = path.to_bytes_with_nul().strip_prefix(b"dev/")?;
+    (!name.contains(&b'/'))
+        .then(|| CStr::from_bytes_with_nul(name).ok())
+        .flatten()
+}
+
+fn node(parent: BorrowedFd, name: &CStr, device: &DevicePlan) -> Step {
     let kind = FileType::from_raw_mode(device.mode);
     let mode = Mode::from_raw_mode(device.mode);
-    match rustix::fs::mknodat(&parent, name, kind, mode, device.device) {
+    match rustix::fs::mknodat(parent, name, kind, mode, device.device) {
         Ok(()) => (),
-        Err(Errno::EXIST) => return same(parent.as_fd(), name, device),
+        Err(Errno::EXIST) => return same(parent, name, device),
         Err(errno) => return Err(Fault::new(errno, format_args!("make device {}", InRoot(&device.path)))),
     }
     if device.uid != 0 || device.gid != 0 {
         let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
-        rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+        rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .explain(format_args!("chown device {}", InRoot(&device.path)))?;
     }
     Ok(())
@@ -74,19 +89,13 @@ fn link(dev: BorrowedFd, name: &CStr, to: &CStr) -> Step {
     }
 }
 
-/// A detached mount of the host's /dev/null, proven to be the null device. Only before pivot_root.
-pub(super) fn null() -> Step<OwnedFd> {
-    let null = rustix::fs::open(
-        c"/dev/null",
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .explain(format_args!("open the host's /dev/null"))?;
-    let stat = rustix::fs::fstat(&null).explain(format_args!("stat the host's /dev/null"))?;
+/// A detached mount of the host's /dev/null, proven to be the null device (ENODEV if it is another). Only before pivot_root.
+pub(super) fn null() -> Sys<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let null = rustix::fs::open(c"/dev/null", flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&null)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != libc::makedev(1, 3) {
-        return Err(Fault::plain(format_args!(
-            "the host's /dev/null is not the null device (character device 1:3)"
-        )));
+        return Err(Errno::NODEV);
     }
-    clone_tree(null.as_fd(), false).explain(format_args!("bind the host's /dev/null"))
+    clone_tree(null.as_fd(), false)
 }

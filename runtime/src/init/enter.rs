@@ -31,7 +31,7 @@ fn prepare(entry: &Entry) -> Step<usize> {
     if let Some(stdio) = &entry.stdio {
         process::wire(&stdio.stdin, &stdio.stdout, &stdio.stderr)?;
     }
-    super::await_go(entry.sync.as_fd())?;
+    super::await_message(entry.sync.as_fd(), super::GO);
     if entry.namespaces != 0 {
         syscall::setns(entry.target.as_fd(), entry.namespaces)
             .explain(format_args!("enter the container's namespaces"))?;

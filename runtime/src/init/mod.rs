@@ -8,12 +8,14 @@ pub(crate) mod enter;
 pub(crate) mod process;
 pub(crate) mod rootfs;
 
+use std::cell::Cell;
 use std::ffi::CString;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags};
 
 use crate::container::Stdio;
 use crate::fault::{Explain, Fault, Shown, Step};
@@ -22,6 +24,9 @@ use crate::plan::Plan;
 use crate::plan::namespaces::kind_name;
 use crate::syscall;
 
+/// Namespaces that a process can only be born into: made by clone3. The others are made by the child, while the parent
+/// does its own part.
+pub(crate) const BORN_INTO: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWUSER;
 /// Parent to child: go on.
 pub(crate) const GO: u8 = b'G';
 /// Child to parent: the namespaces are there, hooks may run.
@@ -50,8 +55,8 @@ pub(crate) struct Init {
     pub sync: OwnedFd,
     /// Descriptors of the parent alone, closed first: while they are open here, the parent's death goes unnoticed.
     pub parents: Vec<RawFd>,
-    /// Listens for `start`.
-    pub start: OwnedFd,
+    /// Listens for `start`; `None` when the parent itself will say it over `sync`.
+    pub start: Option<OwnedFd>,
     /// Detached copy of the root file system's mount.
     pub rootfs: OwnedFd,
     /// Detached bind sources, in the order of `plan.mounts`; a directory or not.
@@ -70,6 +75,10 @@ pub(crate) struct Init {
     pub created: HookState,
     pub preserve_fds: u32,
     pub no_pivot: bool,
+    /// The parent makes the network namespace, while the child makes mounts, and passes it with `GO`.
+    pub network: bool,
+    /// `GO` was heard.
+    pub met: Cell<bool>,
 }
 
 /// The child: create, wait for start, execute.
@@ -82,9 +91,12 @@ pub(crate) fn run(mut init: Init) -> ! {
         }
     };
     let _ = rustix::net::send(&init.sync, &[CREATED], SendFlags::NOSIGNAL);
-    let starter = await_start(init.start.as_fd());
+    let starter = init.start.as_ref().map(|listener| await_start(listener.as_fd()));
+    if starter.is_none() {
+        await_message(init.sync.as_fd(), START);
+    }
     let fault = execute(&mut init, program);
-    fault.send(starter.as_fd());
+    fault.send(starter.as_ref().unwrap_or(&init.sync).as_fd());
     syscall::exit(1)
 }
 
@@ -99,8 +111,18 @@ fn create(init: &Init) -> Step<usize> {
     if let Some(stdio) = &init.stdio {
         process::wire(&stdio.stdin, &stdio.stdout, &stdio.stderr)?;
     }
-    await_go(init.sync.as_fd())?;
+    // The ids of a new user namespace must be mapped before anything is made in it.
+    let unmapped = init.plan.namespaces.makes(libc::CLONE_NEWUSER);
+    if unmapped {
+        await_message(init.sync.as_fd(), GO);
+        init.met.set(true);
+    }
     enter_namespaces(init)?;
+    if unmapped {
+        enter_late_namespaces(init)?;
+    } else if init.plan.hooks.between() {
+        meet_parent(init)?;
+    }
     rustix::process::setsid().explain(format_args!("setsid"))?;
     if let Some(keyring) = &init.keyring {
         // A kernel without keyrings, or a full quota, is no reason not to run.
@@ -108,10 +130,10 @@ fn create(init: &Init) -> Step<usize> {
     }
     if init.plan.hooks.between() {
         rustix::net::send(&init.sync, &[NAMESPACES], SendFlags::NOSIGNAL).explain(format_args!("tell the parent"))?;
-        await_go(init.sync.as_fd())?;
+        await_message(init.sync.as_fd(), GO);
     }
     set_names(&init.plan)?;
-    if init.plan.namespaces.makes(libc::CLONE_NEWNET) {
+    if init.plan.namespaces.makes(libc::CLONE_NEWNET) && !init.network {
         raise_loopback()?;
     }
     rootfs::make(init)?;
@@ -128,11 +150,40 @@ fn execute(init: &mut Init, program: usize) -> Fault {
     process::execute(&mut init.plan.process, program, init.proc.as_fd(), init.preserve_fds)
 }
 
-fn await_go(sync: BorrowedFd) -> Step {
+/// Before anything that depends on the network or on the cgroup: wait until the parent has done its part of them.
+pub(crate) fn meet_parent(init: &Init) -> Step {
+    if init.met.replace(true) {
+        return Ok(());
+    }
+    let network = receive_go(init.sync.as_fd());
+    if init.network {
+        let network = network.ok_or_else(|| Fault::plain(format_args!("the parent passed no network namespace")))?;
+        syscall::setns(network.as_fd(), libc::CLONE_NEWNET).explain(format_args!("enter the new network namespace"))?;
+        raise_loopback()?;
+    }
+    enter_late_namespaces(init)
+}
+
+/// `GO`, and the descriptor that came with it. If the parent is gone, nobody will ever start this container.
+fn receive_go(sync: BorrowedFd) -> Option<OwnedFd> {
+    let mut message = [0; 1];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [std::io::IoSliceMut::new(&mut message)];
+    match rustix::net::recvmsg(sync, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+        Ok(received) if received.bytes == 1 && message[0] == GO => control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        }),
+        _ => syscall::exit(1),
+    }
+}
+
+/// Wait for the parent's word. If it is gone, nobody will ever start this container.
+fn await_message(sync: BorrowedFd, expected: u8) {
     let mut message = [0; 1];
     match rustix::net::recv(sync, &mut message, RecvFlags::empty()) {
-        Ok((1, _)) if message[0] == GO => Ok(()),
-        // The parent is gone: nobody will ever start this container.
+        Ok((1, _)) if message[0] == expected => (),
         _ => syscall::exit(1),
     }
 }
@@ -170,7 +221,19 @@ fn enter_namespaces(init: &Init) -> Step {
     if namespaces.makes(libc::CLONE_NEWUSER) {
         become_root()?;
     }
-    // Only now, because it is rooted at the group the process is in.
+    let mut own = namespaces.new & !BORN_INTO & !libc::CLONE_NEWCGROUP & !libc::CLONE_NEWTIME;
+    if init.network {
+        own &= !libc::CLONE_NEWNET;
+    }
+    if own != 0 {
+        syscall::unshare(own).explain(format_args!("unshare namespaces {own:#x}"))?;
+    }
+    Ok(())
+}
+
+/// A cgroup namespace is rooted at the group the process is in: only now is it certain to be the container's.
+fn enter_late_namespaces(init: &Init) -> Step {
+    let namespaces = &init.plan.namespaces;
     if namespaces.makes(libc::CLONE_NEWCGROUP) {
         syscall::unshare(libc::CLONE_NEWCGROUP).explain(format_args!("unshare the cgroup namespace"))?;
     }

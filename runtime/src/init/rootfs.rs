@@ -14,7 +14,7 @@ use rustix::mount::{
 use super::{Init, console, dev};
 use crate::fault::{Explain, Fault, InRoot, Shown, Step};
 use crate::plan::mounts::{MountPlan, Source};
-use crate::syscall;
+use crate::syscall::{self, Sys};
 
 pub(super) const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 const DIRECTORY_MODE: u32 = 0o755;
@@ -33,8 +33,12 @@ pub(super) fn make(init: &Init) -> Step {
         .explain(format_args!("stop mount propagation to the host"))?;
     attach(root, CWD, c"/").explain(format_args!("attach the root file system"))?;
     for (mount, bind) in plan.mounts.iter().zip(&init.binds) {
+        if shows_parents_part(mount) {
+            super::meet_parent(init)?;
+        }
         one(root, mount, bind.as_ref())?;
     }
+    super::meet_parent(init)?;
     if plan.populate_dev {
         dev::populate(root, &plan.devices, &init.devices)?;
     }
@@ -51,6 +55,14 @@ pub(super) fn make(init: &Init) -> Step {
     enter(init)
 }
 
+/// sysfs belongs to the network namespace, cgroup file systems to the cgroup namespace of whoever mounts them.
+fn shows_parents_part(mount: &MountPlan) -> bool {
+    match &mount.source {
+        Source::FileSystem { kind, .. } => matches!(kind.to_bytes(), b"sysfs" | b"cgroup" | b"cgroup2"),
+        Source::Bind { .. } => false,
+    }
+}
+
 /// Masks, read-only paths and the read-only root come last: everything before may need to write.
 fn restrict(init: &Init) -> Step {
     let plan = &init.plan;
@@ -58,8 +70,9 @@ fn restrict(init: &Init) -> Step {
     for path in &plan.readonly {
         make_readonly(root, path)?;
     }
+    let mut covers = Covers::default();
     for path in &plan.masked {
-        mask(root, path)?;
+        covers.mask(root, path)?;
     }
     if plan.readonly_rootfs {
         syscall::mount_setattr(root, false, libc::MOUNT_ATTR_RDONLY, 0, 0)
@@ -89,6 +102,7 @@ fn enter(init: &Init) -> Step {
 
 /// Without a mount namespace of its own a container is merely a chroot.
 fn enter_without_namespace(init: &Init) -> Step {
+    super::meet_parent(init)?;
     console::make(init)?;
     set_sysctls(init)?;
     rustix::process::fchdir(&init.rootfs).explain(format_args!("chdir to the root file system"))?;
@@ -247,31 +261,45 @@ impl std::fmt::Display for Log<'_> {
     }
 }
 
-/// Hide a path: a file behind the null device, a directory behind an empty read-only tmpfs.
-fn mask(root: BorrowedFd, path: &CStr) -> Step {
-    let target = match open(root, path, OFlags::PATH) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-        other => other.explain(format_args!("open {} to mask it", InRoot(path)))?,
-    };
-    let stat = rustix::fs::fstat(&target).explain(format_args!("stat {}", InRoot(path)))?;
-    let cover = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => empty_directory(),
-        _ => dev::null(),
-    }?;
-    attach(cover.as_fd(), target.as_fd(), c"").explain(format_args!("mask {}", InRoot(path)))
+/// What masked paths are covered with: the mounts on the first file and on the first directory.
+#[derive(Default)]
+struct Covers {
+    null: Option<OwnedFd>,
+    directory: Option<OwnedFd>,
 }
 
-fn empty_directory() -> Step<OwnedFd> {
-    let make = || {
-        let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        configure(context.as_fd(), c"mask", &[])?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-            | MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-    };
-    make().explain(format_args!("make an empty tmpfs"))
+impl Covers {
+    /// Hide a path: a file behind the null device, a directory behind an empty read-only tmpfs.
+    fn mask(&mut self, root: BorrowedFd, path: &CStr) -> Step {
+        let target = match open(root, path, OFlags::PATH) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            other => other.explain(format_args!("open {} to mask it", InRoot(path)))?,
+        };
+        let stat = rustix::fs::fstat(&target).explain(format_args!("stat {}", InRoot(path)))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => cover(&mut self.directory, empty_directory, target.as_fd()),
+            _ => cover(&mut self.null, dev::null, target.as_fd()),
+        }
+        .explain(format_args!("mask {}", InRoot(path)))
+    }
+}
+
+/// The first time with what `make` makes, later with copies of it: a mount can only be copied once it is attached.
+fn cover(first: &mut Option<OwnedFd>, make: fn() -> Sys<OwnedFd>, target: BorrowedFd) -> Sys<()> {
+    match first {
+        Some(first) => attach(clone_tree(first.as_fd(), false)?.as_fd(), target, c""),
+        None => attach(first.insert(make()?).as_fd(), target, c""),
+    }
+}
+
+fn empty_directory() -> Sys<OwnedFd> {
+    let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    configure(context.as_fd(), c"mask", &[])?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 fn make_readonly(root: BorrowedFd, path: &CStr) -> Step {
@@ -321,6 +349,11 @@ pub(super) fn directory(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
         Err(Errno::NOENT) => (),
         other => return other.explain(format_args!("open {} in the root file system", InRoot(path))),
     }
+    // Mostly only the last component is missing.
+    if make_last(root, path) {
+        return open(root, path, OFlags::PATH | OFlags::DIRECTORY)
+            .explain(format_args!("open {} in the root file system", InRoot(path)));
+    }
     let mut prefix = [0; libc::PATH_MAX as usize];
     let bytes = path.to_bytes();
     if bytes.len() >= prefix.len() {
@@ -335,6 +368,19 @@ pub(super) fn directory(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
     }
     open(root, path, OFlags::PATH | OFlags::DIRECTORY)
         .explain(format_args!("open {} in the root file system", InRoot(path)))
+}
+
+/// Make the last component of `path` in its parent, if that exists.
+fn make_last(root: BorrowedFd, path: &CStr) -> bool {
+    let bytes = path.to_bytes_with_nul();
+    let start = bytes.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
+    let Ok(name) = CStr::from_bytes_with_nul(&bytes[start..]) else {
+        return false;
+    };
+    let made = |parent: OwnedFd| rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(DIRECTORY_MODE));
+    open_parent(root, &bytes[..start.saturating_sub(1)])
+        .and_then(made)
+        .is_ok()
 }
 
 /// Make the component `prefix[start..end]` inside `prefix[..start]`, which exists.
@@ -357,7 +403,9 @@ fn open_parent(root: BorrowedFd, prefix: &[u8]) -> Result<OwnedFd, Errno> {
         return open(root, c".", OFlags::PATH | OFlags::DIRECTORY);
     }
     let mut path = [0; libc::PATH_MAX as usize];
-    path[..prefix.len()].copy_from_slice(prefix);
+    path.get_mut(..prefix.len())
+        .ok_or(Errno::NAMETOOLONG)?
+        .copy_from_slice(prefix);
     let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::NAMETOOLONG)?;
     open(root, path, OFlags::PATH | OFlags::DIRECTORY)
 }
