@@ -1,9 +1,11 @@
 //! The types of config.json: oci-spec's, re-exported, and how a bundle's file is read.
 //! OCI runtime-spec 1.2, config.md.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use oci_spec::runtime::*;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 
@@ -12,7 +14,85 @@ pub const CONFIG: &str = "config.json";
 
 /// Read `<bundle>/config.json`.
 pub fn load(bundle: &Path) -> Result<Spec> {
-    let path = bundle.join(CONFIG);
-    let bytes = std::fs::read(&path).map_err(|e| Error::os(format!("open {}", path.display()), e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::invalid(format!("{}: {e}", path.display())))
+    Config::read(bundle)?.parse()
+}
+
+/// The text of a config.json.
+pub(crate) struct Config {
+    path: PathBuf,
+    text: Vec<u8>,
+}
+
+impl Config {
+    /// Read it.
+    pub fn read(bundle: &Path) -> Result<Config> {
+        let path = bundle.join(CONFIG);
+        let text = std::fs::read(&path).map_err(|e| Error::os(format!("open {}", path.display()), e))?;
+        Ok(Config { path, text })
+    }
+
+    /// Parse all of it.
+    pub fn parse(&self) -> Result<Spec> {
+        self.parse_text(&self.text)
+    }
+
+    fn parse_text(&self, text: &[u8]) -> Result<Spec> {
+        serde_json::from_slice(text).map_err(|e| Error::invalid(format!("{}: {e}", self.path.display())))
+    }
+
+    /// The text of `linux.seccomp`: by far the longest part, and the same in every container of an engine. Not of a
+    /// profile that says more than what to filter (a listener for notifications), which must be looked at each time.
+    pub fn seccomp(&self) -> Option<&str> {
+        #[derive(Deserialize)]
+        struct Outer<'a> {
+            #[serde(borrow)]
+            linux: Option<Inner<'a>>,
+        }
+        #[derive(Deserialize)]
+        struct Inner<'a> {
+            #[serde(borrow)]
+            seccomp: Option<&'a RawValue>,
+        }
+        let outer: Outer = serde_json::from_slice(&self.text).ok()?;
+        let text = outer.linux?.seccomp?.get();
+        (!text.contains("listener") && !text.contains("NOTIFY") && !text.contains('\\')).then_some(text)
+    }
+
+    /// Parse it without `seccomp`, a part of it.
+    pub fn parse_without(&self, seccomp: &str) -> Result<Spec> {
+        let start = (seccomp.as_ptr() as usize).wrapping_sub(self.text.as_ptr() as usize);
+        let (Some(before), Some(after)) = (self.text.get(..start), self.text.get(start + seccomp.len()..)) else {
+            return self.parse();
+        };
+        self.parse_text(&[before, b"null", after].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_is_cut_out_of_the_configuration() {
+        let bundle = tempfile::tempdir().unwrap();
+        let text =
+            r#"{"ociVersion":"1.2.0","linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},"maskedPaths":["/a"]}}"#;
+        std::fs::write(bundle.path().join(CONFIG), text).unwrap();
+        let config = Config::read(bundle.path()).unwrap();
+        let seccomp = config.seccomp().unwrap();
+        assert_eq!(seccomp, r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#);
+        let spec = config.parse_without(seccomp).unwrap();
+        let linux = spec.linux().as_ref().unwrap();
+        assert!(linux.seccomp().is_none());
+        assert_eq!(linux.masked_paths().as_ref().unwrap(), &["/a"]);
+        assert!(config.parse().unwrap().linux().as_ref().unwrap().seccomp().is_some());
+    }
+
+    #[test]
+    fn a_profile_with_a_listener_is_always_read() {
+        let bundle = tempfile::tempdir().unwrap();
+        let text = r#"{"linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/s"}}}"#;
+        std::fs::write(bundle.path().join(CONFIG), text).unwrap();
+        assert!(Config::read(bundle.path()).unwrap().seccomp().is_none());
+    }
 }

@@ -361,7 +361,7 @@ fn a_killed_warden_is_noticed_by_nobody_in_a_container() {
     // A gate lets the container go on when the test wants.
     let bundle = ward.bundle(
         "b",
-        "echo before; read x < /gate; echo $x; read x < /gate; echo $x; exit 7",
+        "exec 3<>/gate; echo before; read x <&3; echo $x; read x <&3; echo $x; exit 7",
         |_| {},
     );
     let gate = bundle.join("rootfs/gate");

@@ -24,7 +24,8 @@ use crate::hooks::{self, HookState};
 use crate::init::{self, Console, Init};
 use crate::plan::Plan;
 use crate::plan::process::ProcessPlan;
-use crate::spec;
+use crate::seccomp::cache::Entry;
+use crate::spec::{self, Config};
 use crate::syscall::{self, Fork};
 
 /// Create the container: afterwards its init waits in `created` for [`start`](super::start).
@@ -41,8 +42,7 @@ fn make(options: CreateOptions, start: bool) -> Result<Created> {
     let bundle = std::path::absolute(options.bundle)
         .map_err(|e| Error::os(format!("bundle {}", options.bundle.display()), e))?;
     record::check_id(options.id)?;
-    let spec = spec::load(&bundle)?;
-    let plan = Plan::new(&spec, &bundle)?;
+    let (spec, plan, filter) = plan(&bundle, options.root)?;
     check_terminal(&plan.process, &options)?;
     let hierarchy = Hierarchy::find()?;
     let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
@@ -62,6 +62,7 @@ fn make(options: CreateOptions, start: bool) -> Result<Created> {
         record,
         file,
         lock: Some(lock),
+        filter,
     };
     let created = birth(plan, container, options, start)?;
     unfinished.directory = None;
@@ -77,6 +78,29 @@ struct Container<'a> {
     file: RecordFile,
     /// Says that `create` is under way.
     lock: Option<OwnedFd>,
+    /// Where the compiled filter is kept, too.
+    filter: Option<Entry>,
+}
+
+/// Configuration and plan; the filter of a profile that was met before is taken as it was compiled then.
+fn plan(bundle: &Path, root: &Path) -> Result<(spec::Spec, Plan, Option<Entry>)> {
+    let config = Config::read(bundle)?;
+    let Some(profile) = config.seccomp() else {
+        let spec = config.parse()?;
+        let plan = Plan::new(&spec, bundle)?;
+        return Ok((spec, plan, None));
+    };
+    let entry = Entry::new(root, profile);
+    if let Some(filter) = entry.load() {
+        let spec = config.parse_without(profile)?;
+        let mut plan = Plan::new(&spec, bundle)?;
+        plan.process.seccomp = Some(filter);
+        return Ok((spec, plan, Some(entry)));
+    }
+    let spec = config.parse()?;
+    let plan = Plan::new(&spec, bundle)?;
+    let stored = plan.process.seccomp.as_ref().map(|filter| entry.store(filter));
+    Ok((spec, plan, stored.is_some_and(|stored| stored.is_ok()).then_some(entry)))
 }
 
 /// Undoes an unfinished `create`.
@@ -191,8 +215,10 @@ fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bo
         if !in_group {
             cgroup.add(pid)?;
         }
-        let network = network.then(|| new_network(proc.as_fd()));
-        let console = accompany(&ours, pid, &plan, &creating, &mut container, network.transpose()?)?;
+        let network = network.then_some(proc.as_fd());
+        let console = accompany(&ours, pid, &plan, &creating, &mut container, network)?;
+        // Only now: a record with a pid is that of a complete container.
+        container.file.set_init(pid, container.record.start_time)?;
         if let Some(path) = options.pid_file {
             write_pid_file(path, pid)?;
         }
@@ -225,7 +251,7 @@ fn accompany(
     plan: &Plan,
     state: &HookState,
     container: &mut Container,
-    network: Option<OwnedFd>,
+    network: Option<BorrowedFd>,
 ) -> Result<Option<OwnedFd>> {
     if let Some((uids, gids)) = &plan.namespaces.id_maps {
         prepare::write_maps(pid, uids, gids)?;
@@ -235,7 +261,7 @@ fn accompany(
         furnish(pid, plan, container)?;
     }
     match network {
-        Some(network) => send_network(socket, network.as_fd())?,
+        Some(proc) => pass_network(socket, proc)?,
         None => go(socket),
     }
     if !hooked {
@@ -267,7 +293,8 @@ fn makes_network(plan: &Plan) -> bool {
     namespaces.makes(libc::CLONE_NEWNET) && !namespaces.has(libc::CLONE_NEWUSER) && !plan.hooks.between()
 }
 
-fn new_network(proc: BorrowedFd) -> Result<OwnedFd> {
+/// Make the network namespace, say `GO` with it, and set it up while the child goes on.
+fn pass_network(socket: &OwnedFd, proc: BorrowedFd) -> Result<()> {
     let current = || {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         rustix::fs::openat(proc, c"thread-self/ns/net", flags, Mode::empty())
@@ -275,7 +302,9 @@ fn new_network(proc: BorrowedFd) -> Result<OwnedFd> {
     };
     let own = current()?;
     syscall::unshare(libc::CLONE_NEWNET).map_err(|e| Error::os("unshare the network namespace", e))?;
-    let made = current();
+    let made = current()
+        .and_then(|made| send_network(socket, made.as_fd()))
+        .and_then(|()| init::raise_loopback().map_err(Fault::into_error));
     syscall::setns(own.as_fd(), libc::CLONE_NEWNET).map_err(|e| Error::os("return to the own network namespace", e))?;
     made
 }
@@ -298,10 +327,12 @@ fn furnish(pid: i32, plan: &Plan, container: &mut Container) -> Result<()> {
     container.cgroup.apply(&plan.limits)?;
     container.cgroup.attach_devices(&plan.limits)?;
     set_limits(pid, &plan.process)?;
-    container.directory.save_filter(plan.process.seccomp.as_ref())?;
+    if let Some(filter) = &plan.process.seccomp {
+        container.directory.save_filter(filter, container.filter.as_ref())?;
+    }
     container.record.pid = pid;
     container.record.start_time = start_time(pid)?;
-    container.file.set_init(pid, container.record.start_time)
+    Ok(())
 }
 
 /// A message of the child.

@@ -1,13 +1,14 @@
 //! What the parent opens for the child: namespaces, detached copies of the root file system and of bind sources,
 //! the host's /proc. Done with the host's credentials and paths, so the child needs no path of the host.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
+use rustix::process::{Gid, Uid};
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
@@ -16,9 +17,11 @@ use crate::init::rootfs;
 use crate::plan::Plan;
 use crate::plan::devices::DevicePlan;
 use crate::plan::mounts::{Idmap, MountPlan, Source};
-use crate::syscall::{self, Fork};
+use crate::syscall::{self, Fork, Sys};
 
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+/// linux/proc_fs.h
+const PROC_ROOT_INO: u64 = 1;
 
 /// The root file system: a detached copy of its mount tree, or the directory itself without a mount namespace.
 pub(super) fn root(plan: &Plan) -> Result<OwnedFd> {
@@ -67,7 +70,7 @@ fn copied_up(mount: &MountPlan, rootfs: BorrowedFd) -> Result<OwnedFd> {
         ));
     };
     let tree = rootfs::file_system(mount, kind, source, parameters).map_err(Fault::into_error)?;
-    let from = match rootfs::open(rootfs, &mount.target, OFlags::PATH | OFlags::DIRECTORY) {
+    let from = match rootfs::open(rootfs, &mount.target, OFlags::RDONLY | OFlags::DIRECTORY) {
         Ok(from) => from,
         Err(Errno::NOENT) => return Ok(tree),
         Err(e) => {
@@ -77,33 +80,48 @@ fn copied_up(mount: &MountPlan, rootfs: BorrowedFd) -> Result<OwnedFd> {
             ));
         }
     };
-    let path = |fd: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    copy_directory(&path(&from), &path(&tree))
+    copy_directory(from.as_fd(), tree.as_fd())
         .map_err(|e| Error::os(format!("copy /{} into its tmpfs", Shown(&mount.target)), e))?;
     Ok(tree)
 }
 
-/// Directories, files and links with owner and mode; no link is followed.
-fn copy_directory(from: &Path, to: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(from)? {
+/// Directories, files and links with owner and mode, by descriptors: no link is followed, even if one is put in the place
+/// of a file while we look.
+fn copy_directory(from: BorrowedFd, to: BorrowedFd) -> Sys<()> {
+    let own = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for entry in Dir::read_from(from)? {
         let entry = entry?;
-        let (kind, source, target) = (entry.file_type()?, entry.path(), to.join(entry.file_name()));
-        let metadata = entry.metadata()?;
-        if kind.is_symlink() {
-            std::os::unix::fs::symlink(std::fs::read_link(&source)?, &target)?;
-        } else if kind.is_dir() {
-            std::fs::create_dir(&target)?;
-            copy_directory(&source, &target)?;
-        } else if kind.is_file() {
-            std::fs::copy(&source, &target)?;
-        } else {
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
-        std::os::unix::fs::lchown(&target, Some(metadata.uid()), Some(metadata.gid()))?;
-        if !kind.is_symlink() {
-            std::fs::set_permissions(&target, metadata.permissions())?;
+        let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        match kind {
+            FileType::Symlink => rustix::fs::symlinkat(&*rustix::fs::readlinkat(from, name, Vec::new())?, to, name)?,
+            FileType::Directory => {
+                rustix::fs::mkdirat(to, name, Mode::RWXU)?;
+                let below = rustix::fs::openat(from, name, own, Mode::empty())?;
+                copy_directory(below.as_fd(), rustix::fs::openat(to, name, own, Mode::empty())?.as_fd())?;
+            }
+            FileType::RegularFile => copy_file(from, to, name)?,
+            _ => continue,
+        }
+        let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        rustix::fs::chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        if kind != FileType::Symlink {
+            rustix::fs::chmodat(to, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
         }
     }
+    Ok(())
+}
+
+fn copy_file(from: BorrowedFd, to: BorrowedFd, name: &CStr) -> Sys<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let source = rustix::fs::openat(from, name, flags, Mode::empty())?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let target = rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
+    while rustix::fs::sendfile(&target, &source, None, 1 << 30)? > 0 {}
     Ok(())
 }
 
@@ -156,13 +174,17 @@ fn map_ids(plan: &Plan, idmap: &Idmap, tree: BorrowedFd) -> Result<()> {
     let maps = idmap.maps.as_ref().or(plan.namespaces.id_maps.as_ref());
     let (uids, gids) =
         maps.ok_or_else(|| Error::invalid("an id-mapped mount needs mappings or a new user namespace"))?;
-    // SAFETY: the child only waits to be killed.
+    let what = "make a user namespace for the id mapping";
+    let (theirs, ours) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| Error::os(what, e))?;
+    // SAFETY: the child only makes system calls.
     let (pid, pidfd) = match unsafe { syscall::clone3(libc::CLONE_NEWUSER as u64, None) } {
-        Err(e) => return Err(Error::os("make a user namespace for the id mapping", e)),
-        Ok(Fork::Child) => loop {
-            // SAFETY: no arguments; woken only by the signal that ends it.
-            unsafe { libc::pause() };
-        },
+        Err(e) => return Err(Error::os(what, e)),
+        Ok(Fork::Child) => {
+            drop(ours);
+            // It must not outlive us, however we end: then nobody holds the other end of the pipe.
+            let _ = rustix::io::read(&theirs, &mut [0; 1]);
+            syscall::exit(0)
+        }
         Ok(Fork::Parent { pid, pidfd }) => (pid, pidfd),
     };
     let map = || {
@@ -232,10 +254,17 @@ pub(super) fn proc() -> Result<OwnedFd> {
     )
     .map_err(|e| Error::os("open /proc", e))?;
     let stat = rustix::fs::fstatfs(&proc).map_err(|e| Error::os("statfs /proc", e))?;
-    match stat.f_type as u64 {
-        PROC_SUPER_MAGIC => Ok(proc),
-        other => Err(Error::system(format!(
-            "/proc is not a procfs (file system type {other:#x})"
-        ))),
+    if stat.f_type as u64 != PROC_SUPER_MAGIC {
+        return Err(Error::system(format!(
+            "/proc is not a procfs (file system type {:#x})",
+            stat.f_type
+        )));
+    }
+    let root = rustix::fs::fstat(&proc).map_err(|e| Error::os("stat /proc", e))?;
+    match root.st_ino {
+        PROC_ROOT_INO => Ok(proc),
+        _ => Err(Error::system(
+            "/proc is not the root of a procfs but a directory of one",
+        )),
     }
 }

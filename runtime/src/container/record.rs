@@ -19,6 +19,7 @@ use super::{State, Status};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::seccomp::Filter;
+use crate::seccomp::cache::Entry;
 use crate::spec;
 
 const RECORD: &str = "state.json";
@@ -175,9 +176,12 @@ impl Directory {
     }
 
     /// Keep the compiled filter, so that `exec` need not compile the profile again.
-    pub fn save_filter(&self, filter: Option<&Filter>) -> Result<()> {
-        let Some(filter) = filter else { return Ok(()) };
+    /// A second name of the file in the cache costs less than a copy, and outlives it.
+    pub fn save_filter(&self, filter: &Filter, cached: Option<&Entry>) -> Result<()> {
         let path = self.path.join(FILTER);
+        if cached.is_some_and(|entry| fs::hard_link(entry.path(), &path).is_ok()) {
+            return Ok(());
+        }
         fs::write(&path, filter.to_bytes()).map_err(|e| Error::os(format!("write {}", path.display()), e))
     }
 
@@ -194,7 +198,9 @@ impl Directory {
 
     /// Forget the container.
     pub fn remove(&self) -> Result<()> {
-        let _ = fs::remove_file(self.path.join(RECORD));
+        for file in [RECORD, FILTER] {
+            let _ = fs::remove_file(self.path.join(file));
+        }
         if fs::remove_dir(&self.path).is_ok() {
             return Ok(());
         }

@@ -8,7 +8,7 @@ use rustix::fs::{FileType, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::pty::OpenptFlags;
 
-use super::rootfs::{attach, clone_tree, file, open};
+use super::rootfs::{attach, clone_tree, open, ordinary_file};
 use super::{CONSOLE, Console, Init, process};
 use crate::fault::{Explain, Fault, Step};
 
@@ -56,7 +56,7 @@ pub(super) fn slave_of(master: OwnedFd) -> Step<(OwnedFd, OwnedFd)> {
 }
 
 fn bind_console(root: BorrowedFd, slave: &OwnedFd) -> Step {
-    let target = file(root, c"dev/console")?;
+    let target = ordinary_file(root, c"dev/console")?;
     let tree = clone_tree(slave.as_fd(), false).explain(format_args!("bind the pty"))?;
     attach(tree.as_fd(), target.as_fd(), c"").explain(format_args!("mount the pty on /dev/console"))
 }

@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
-use super::rootfs::{attach, clone_tree, directory, file, parent_of};
+use super::rootfs::{attach, clone_tree, ordinary, ordinary_file, parent_of};
 use crate::fault::{Explain, Fault, InRoot, Shown, Step};
 use crate::plan::devices::{DevicePlan, LINKS};
 use crate::syscall::Sys;
@@ -17,11 +17,11 @@ use crate::syscall::Sys;
 /// Make nodes and links. `bound` holds detached mounts of the host's nodes where mknod is not allowed.
 pub(super) fn populate(root: BorrowedFd, devices: &[DevicePlan], bound: &[OwnedFd]) -> Step {
     // Nearly all are in /dev itself: opened once.
-    let dev = directory(root, c"dev")?;
+    let dev = ordinary(root, c"dev")?;
     for (index, device) in devices.iter().enumerate() {
         match bound.get(index) {
             Some(tree) => {
-                let target = file(root, &device.path)?;
+                let target = ordinary_file(root, &device.path)?;
                 attach(tree.as_fd(), target.as_fd(), c"")
                     .explain(format_args!("bind device {}", InRoot(&device.path)))?;
             }
@@ -57,16 +57,25 @@ fn node(parent: BorrowedFd, name: &CStr, device: &DevicePlan) -> Step {
         Err(errno) => return Err(Fault::new(errno, format_args!("make device {}", InRoot(&device.path)))),
     }
     if device.uid != 0 || device.gid != 0 {
-        let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
-        rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .explain(format_args!("chown device {}", InRoot(&device.path)))?;
+        own(parent, name, device)?;
     }
     Ok(())
 }
 
+/// Give the node to its owner, after a look at what has this name now: the directory may be shared.
+fn own(parent: BorrowedFd, name: &CStr, device: &DevicePlan) -> Step {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = rustix::fs::openat(parent, name, flags, Mode::empty())
+        .explain(format_args!("open device {}", InRoot(&device.path)))?;
+    same(node.as_fd(), c"", device)?;
+    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+    rustix::fs::chownat(&node, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+        .explain(format_args!("chown device {}", InRoot(&device.path)))
+}
+
 /// What exists already is the device that was asked for.
 fn same(parent: BorrowedFd, name: &CStr, device: &DevicePlan) -> Step {
-    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH)
         .explain(format_args!("stat {}", InRoot(&device.path)))?;
     let kind = FileType::from_raw_mode(device.mode);
     let number = matches!(kind, FileType::Fifo) || stat.st_rdev == device.device;

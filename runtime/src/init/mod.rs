@@ -280,7 +280,7 @@ fn set_names(plan: &Plan) -> Step {
 }
 
 /// A new network namespace has `lo`, but down.
-fn raise_loopback() -> Step {
+pub(crate) fn raise_loopback() -> Step {
     // SAFETY: plain integers; the descriptor is closed below.
     let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     // SAFETY: all-zero is a valid ifreq.

@@ -135,6 +135,7 @@ fn confine(plan: &ProcessPlan, proc: BorrowedFd) -> Step {
 
 fn restrict(plan: &ProcessPlan, preserve_fds: u32) -> Step {
     own_streams(plan.uid, plan.gid);
+    refuse_directories(3 + preserve_fds)?;
     if let Some(scheduler) = &plan.scheduler {
         syscall::sched_setattr(scheduler).explain(format_args!("set the scheduler"))?;
     }
@@ -238,16 +239,35 @@ fn own_streams(uid: u32, gid: u32) {
     }
 }
 
+/// A directory of the host leads everywhere by way of `..`: none is handed to the program, not even on purpose.
+fn refuse_directories(count: u32) -> Step {
+    for number in 0..count as i32 {
+        // SAFETY: only asked about; a number that is not open gives EBADF.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        let is_directory =
+            rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+        if is_directory {
+            return Err(Fault::plain(format_args!(
+                "descriptor {number} is a directory outside of the container and would be passed to it: \
+                 close it, or bind mount the directory instead"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// "HOME=…" from the container's /etc/passwd, or "HOME=/", written into `buffer`.
 fn home_of(uid: u32, buffer: &mut [u8; 512]) -> *const libc::c_char {
     const NAME: &[u8] = b"HOME=";
     buffer[..NAME.len()].copy_from_slice(NAME);
     let room = buffer.len() - NAME.len() - 1;
     let mut passwd = [0; 16 * 1024];
-    let length = rustix::fs::open(
+    let length = rustix::fs::openat2(
+        rustix::fs::CWD,
         c"/etc/passwd",
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
         Mode::empty(),
+        ResolveFlags::NO_MAGICLINKS,
     )
     .and_then(|file| rustix::io::read(&file, &mut passwd))
     .unwrap_or(0);

@@ -17,6 +17,9 @@ use crate::plan::mounts::{MountPlan, Source};
 use crate::syscall::{self, Sys};
 
 pub(super) const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+const SYSFS_MAGIC: u64 = 0x6265_6572;
+/// Directories of the image that may not be links: what is made below them must be where the container finds it.
+const ORDINARY: [&CStr; 3] = [c"proc", c"sys", c"dev"];
 const DIRECTORY_MODE: u32 = 0o755;
 const FILE_MODE: u32 = 0o644;
 /// RESOLVE_IN_ROOT gives EAGAIN while somebody renames in the tree; an attacker must not win by keeping at it.
@@ -67,12 +70,13 @@ fn shows_parents_part(mount: &MountPlan) -> bool {
 fn restrict(init: &Init) -> Step {
     let plan = &init.plan;
     let root = init.rootfs.as_fd();
+    let kernel = KernelTrees::open(root, &plan.mounts)?;
     for path in &plan.readonly {
-        make_readonly(root, path)?;
+        make_readonly(&kernel, path)?;
     }
     let mut covers = Covers::default();
     for path in &plan.masked {
-        covers.mask(root, path)?;
+        covers.mask(&kernel, path)?;
     }
     if plan.readonly_rootfs {
         syscall::mount_setattr(root, false, libc::MOUNT_ATTR_RDONLY, 0, 0)
@@ -156,6 +160,7 @@ fn one(root: BorrowedFd, mount: &MountPlan, bind: Option<&(OwnedFd, bool)>) -> S
 /// Attach a detached mount at its target, unless that lies on a procfs where it must not.
 fn attach_checked(root: BorrowedFd, mount: &MountPlan, tree: BorrowedFd, is_directory: bool) -> Step {
     let target = match is_directory {
+        true if ORDINARY.contains(&mount.target.as_c_str()) => ordinary(root, &mount.target),
         true => directory(root, &mount.target),
         false => file(root, &mount.target),
     }?;
@@ -175,8 +180,64 @@ fn attach_checked(root: BorrowedFd, mount: &MountPlan, tree: BorrowedFd, is_dire
     }
 }
 
-fn is_proc(fd: BorrowedFd) -> bool {
-    rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u64 == PROC_SUPER_MAGIC)
+pub(super) fn is_proc(fd: BorrowedFd) -> bool {
+    is_kind(fd, PROC_SUPER_MAGIC)
+}
+
+fn is_kind(fd: BorrowedFd, magic: u64) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u64 == magic)
+}
+
+/// The container's own procfs and sysfs, opened anew without following a link and proven by their type: what protects
+/// them is resolved from here, so whoever moves /proc away (its rootfs may be shared) gets no container, not an unmasked one.
+struct KernelTrees<'a> {
+    root: BorrowedFd<'a>,
+    proc: Option<OwnedFd>,
+    sys: Option<OwnedFd>,
+}
+
+impl<'a> KernelTrees<'a> {
+    fn open(root: BorrowedFd<'a>, mounts: &[MountPlan]) -> Step<KernelTrees<'a>> {
+        let tree = |path: &CStr, kind: &CStr, magic| {
+            let planned = |mount: &MountPlan| {
+                let is = matches!(&mount.source, Source::FileSystem { kind: other, .. } if other.as_c_str() == kind);
+                mount.target.as_c_str() == path && is
+            };
+            if !mounts.iter().any(planned) {
+                return Ok(None);
+            }
+            let tree = ordinary(root, path)?;
+            match is_kind(tree.as_fd(), magic) {
+                true => Ok(Some(tree)),
+                false => Err(Fault::plain(format_args!(
+                    "{} is no longer the {} that was mounted there: somebody changes the root file system",
+                    InRoot(path),
+                    Shown(kind)
+                ))),
+            }
+        };
+        Ok(KernelTrees {
+            root,
+            proc: tree(c"proc", c"proc", PROC_SUPER_MAGIC)?,
+            sys: tree(c"sys", c"sysfs", SYSFS_MAGIC)?,
+        })
+    }
+
+    /// Open a path of the container to protect it; `None` if it does not exist.
+    fn open_path(&self, path: &CStr) -> Result<Option<OwnedFd>, Errno> {
+        let below = |tree: &'_ Option<OwnedFd>, prefix: &[u8]| {
+            let rest = path.to_bytes_with_nul().strip_prefix(prefix)?;
+            let rest = CStr::from_bytes_with_nul(rest).ok()?;
+            tree.as_ref().map(|tree| open(tree.as_fd(), rest, OFlags::PATH))
+        };
+        let opened = below(&self.proc, b"proc/")
+            .or_else(|| below(&self.sys, b"sys/"))
+            .unwrap_or_else(|| open(self.root, path, OFlags::PATH));
+        match opened {
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            other => other.map(Some),
+        }
+    }
 }
 
 /// A new file system, mounted nowhere yet.
@@ -270,10 +331,10 @@ struct Covers {
 
 impl Covers {
     /// Hide a path: a file behind the null device, a directory behind an empty read-only tmpfs.
-    fn mask(&mut self, root: BorrowedFd, path: &CStr) -> Step {
-        let target = match open(root, path, OFlags::PATH) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-            other => other.explain(format_args!("open {} to mask it", InRoot(path)))?,
+    fn mask(&mut self, trees: &KernelTrees, path: &CStr) -> Step {
+        let opened = trees.open_path(path);
+        let Some(target) = opened.explain(format_args!("open {} to mask it", InRoot(path)))? else {
+            return Ok(());
         };
         let stat = rustix::fs::fstat(&target).explain(format_args!("stat {}", InRoot(path)))?;
         match FileType::from_raw_mode(stat.st_mode) {
@@ -302,10 +363,10 @@ fn empty_directory() -> Sys<OwnedFd> {
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
-fn make_readonly(root: BorrowedFd, path: &CStr) -> Step {
-    let target = match open(root, path, OFlags::PATH) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-        other => other.explain(format_args!("open {} to make it read-only", InRoot(path)))?,
+fn make_readonly(trees: &KernelTrees, path: &CStr) -> Step {
+    let opened = trees.open_path(path);
+    let Some(target) = opened.explain(format_args!("open {} to make it read-only", InRoot(path)))? else {
+        return Ok(());
     };
     let tree = clone_tree(target.as_fd(), true).explain(format_args!("bind {} to itself", InRoot(path)))?;
     syscall::mount_setattr(tree.as_fd(), true, libc::MOUNT_ATTR_RDONLY, 0, 0)
@@ -368,6 +429,48 @@ pub(super) fn directory(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
     }
     open(root, path, OFlags::PATH | OFlags::DIRECTORY)
         .explain(format_args!("open {} in the root file system", InRoot(path)))
+}
+
+/// A directory directly below the root that is no symbolic link of the image, made if it is missing.
+pub(super) fn ordinary(root: BorrowedFd, name: &CStr) -> Step<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = || rustix::fs::openat2(root, name, flags, Mode::empty(), resolve);
+    let opened = match open() {
+        Err(Errno::NOENT) => match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
+            Ok(()) | Err(Errno::EXIST) => open(),
+            Err(errno) => Err(errno),
+        },
+        other => other,
+    };
+    match opened {
+        Err(Errno::LOOP) => Err(Fault::plain(format_args!(
+            "{} of the image is a symbolic link; it must be an ordinary directory",
+            InRoot(name)
+        ))),
+        other => other.explain(format_args!("open {} in the root file system", InRoot(name))),
+    }
+}
+
+/// A file of the container to mount on that is no symbolic link itself, made empty if it is missing.
+pub(super) fn ordinary_file(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
+    let (parent, name) = parent_of(root, path)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
+    match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(FILE_MODE)) {
+        Ok(_) | Err(Errno::EXIST) => (),
+        Err(errno) => return Err(Fault::new(errno, format_args!("make file {}", InRoot(path)))),
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target = rustix::fs::openat(&parent, name, flags, Mode::empty())
+        .explain(format_args!("open {} in the root file system", InRoot(path)))?;
+    let link = rustix::fs::fstat(&target).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink);
+    match link || is_proc(target.as_fd()) {
+        false => Ok(target),
+        true => Err(Fault::plain(format_args!(
+            "{} of the image is a symbolic link or inside a procfs; nothing is mounted there",
+            InRoot(path)
+        ))),
+    }
 }
 
 /// Make the last component of `path` in its parent, if that exists.

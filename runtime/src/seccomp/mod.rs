@@ -3,6 +3,7 @@
 //! config-linux.md, "Seccomp"; seccomp(2).
 
 mod allowed;
+pub(crate) mod cache;
 mod emit;
 mod profile;
 mod table;
