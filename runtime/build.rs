@@ -17,7 +17,10 @@ fn main() {
         println!("cargo::rustc-link-arg-bins=-Wl,--icf=all");
         let order = Path::new(&variable("CARGO_MANIFEST_DIR")).join("link-order.txt");
         println!("cargo::rustc-link-arg-bins=-Wl,--no-warn-symbol-ordering");
-        println!("cargo::rustc-link-arg-bins=-Wl,--symbol-ordering-file={}", order.display());
+        println!(
+            "cargo::rustc-link-arg-bins=-Wl,--symbol-ordering-file={}",
+            order.display()
+        );
     }
 }
 

@@ -30,15 +30,8 @@ enum Command {
         #[arg(long, default_value_t = 50)]
         pods: usize,
     },
-    /// `run` and `create`+`start`+`delete` of a container against other runtimes found here (crun, runc, youki)
-    Runtime {
-        /// Counted rounds
-        #[arg(long, default_value_t = 40)]
-        rounds: usize,
-        /// Set in the private mount namespace
-        #[arg(long, hide = true)]
-        inside: bool,
-    },
+    /// The OCI runtime beside others found here (crun, runc, youki) and beside the bare floor
+    Runtime(runtime::Options),
 }
 
 fn main() -> std::process::ExitCode {
@@ -56,7 +49,7 @@ fn run() -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "benchmarks need root");
     match options.command {
         Command::Cluster { starts, pods } => cluster::run(&options.binaries, starts, pods),
-        Command::Runtime { rounds, inside } => runtime::run(&options.binaries, rounds, inside),
+        Command::Runtime(figures) => runtime::run(&options.binaries, &figures),
     }
 }
 

@@ -178,49 +178,60 @@ fn writable(dir: &Path) {
     }
 }
 
-/// Wait for a process whose program is not of this container, hold its program, and write to it when it is done.
+/// Wait for a process whose program is neither the container's init's nor our own, hold its program, and write to it as
+/// soon as it is not busy any more.
 fn overwrite() {
     println!("ready");
-    let own = std::fs::read("/proc/self/exe").map(|bytes| bytes.len()).unwrap_or(0);
-    let init = unsafe_stat("/proc/1/exe");
+    let known = [
+        place(Path::new("/proc/1/exe")),
+        place(Path::new("/proc/self/exe")),
+        (0, 0),
+    ];
     loop {
-        for pid in 2..4096 {
-            let exe = format!("/proc/{pid}/exe");
-            let foreign = unsafe_stat(&exe);
-            if foreign == (0, 0) || foreign == init || own == 0 {
+        let Ok(processes) = std::fs::read_dir("/proc") else {
+            return;
+        };
+        for process in processes.flatten() {
+            let exe = process.path().join("exe");
+            let Ok(path) = CString::new(exe.as_os_str().as_bytes()) else {
+                continue;
+            };
+            if known.contains(&place(&exe)) {
                 continue;
             }
-            // SAFETY: a C string; the descriptor is ours.
+            // SAFETY: a C string; the descriptor, if there is one, is ours.
             let held = unsafe {
-                let path = CString::new(exe.clone()).unwrap_or_default();
-                let fd = libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC);
-                if fd < 0 {
-                    continue;
+                match libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) {
+                    ..0 => continue,
+                    fd => OwnedFd::from_raw_fd(fd),
                 }
-                OwnedFd::from_raw_fd(fd)
             };
             let through = format!("/proc/self/fd/{}", held.as_raw_fd());
-            if unsafe_stat(&through) == init {
+            if known.contains(&place(Path::new(&through))) {
                 continue;
             }
-            let error = loop {
-                match std::fs::OpenOptions::new().write(true).open(&through) {
-                    Ok(mut file) => {
-                        let _ = std::io::Write::write_all(&mut file, b"#!/overwritten\n");
-                        break "none: overwritten".to_owned();
-                    }
-                    Err(e) if e.raw_os_error() == Some(libc::ETXTBSY) => (),
-                    Err(e) => break e.to_string(),
-                }
-            };
-            println!("held {pid}: {error}");
+            println!("held {}: {}", exe.display(), write_to(Path::new(&through)));
             return;
         }
     }
 }
 
+/// Why it cannot be written, once nobody executes it any more.
+fn write_to(path: &Path) -> String {
+    loop {
+        match std::fs::OpenOptions::new().write(true).open(path) {
+            Ok(mut file) => {
+                let _ = std::io::Write::write_all(&mut file, b"#!/overwritten\n");
+                return "written".to_owned();
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ETXTBSY) => (),
+            Err(e) => return e.to_string(),
+        }
+    }
+}
+
 /// Device and inode behind a path; zeros if it cannot be reached.
-fn unsafe_stat(path: &str) -> (u64, u64) {
+fn place(path: &Path) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()))
 }

@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn every_default_mount_can_be_planned() {
         for mount in mounts() {
-            assert!(MountPlan::new(&mount, "/bundle".as_ref()).is_ok(), "{mount:?}");
+            assert!(MountPlan::new(&mount, "/bundle".as_ref(), None).is_ok(), "{mount:?}");
         }
     }
 

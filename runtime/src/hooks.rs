@@ -50,6 +50,11 @@ impl Hooks {
         })
     }
 
+    /// There is none before `start` is done.
+    pub fn is_empty(&self) -> bool {
+        !self.between() && self.create_container.is_empty() && self.start_container.is_empty()
+    }
+
     /// Some hook has to run between the making of the namespaces and that of the mounts.
     pub fn between(&self) -> bool {
         !self.prestart.is_empty() || !self.create_runtime.is_empty()
@@ -112,6 +117,7 @@ fn inherited_environment() -> Vec<CString> {
 }
 
 /// The state as hooks get it, with the pid still open: it is known only after clone3, and differs inside.
+#[derive(Default)]
 pub(crate) struct HookState {
     before: Vec<u8>,
     after: Vec<u8>,

@@ -1,5 +1,7 @@
 //! The types of config.json: oci-spec's, re-exported, and how a bundle's file is read.
-//! OCI runtime-spec 1.2, config.md.
+//! OCI runtime-spec 1.3, config.md.
+
+mod lenient;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,12 @@ pub const CONFIG: &str = "config.json";
 /// Read `<bundle>/config.json`.
 pub fn load(bundle: &Path) -> Result<Spec> {
     Config::read(bundle)?.parse()
+}
+
+/// Read the `process` of an `exec` from a file: process.json, as engines write it.
+pub fn load_process(path: &Path) -> Result<Process> {
+    let text = std::fs::read(path).map_err(|e| Error::os(format!("open {}", path.display()), e))?;
+    lenient::parse(&path.display().to_string(), &text, |document| Some(document))
 }
 
 /// The text of a config.json.
@@ -37,7 +45,7 @@ impl Config {
     }
 
     fn parse_text(&self, text: &[u8]) -> Result<Spec> {
-        serde_json::from_slice(text).map_err(|e| Error::invalid(format!("{}: {e}", self.path.display())))
+        lenient::parse(&self.path.display().to_string(), text, |document| document.get_mut("process"))
     }
 
     /// The text of `linux.seccomp`: by far the longest part, and the same in every container of an engine. Not of a

@@ -38,7 +38,10 @@ pub(crate) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd>) -> Sys<Fork>
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = &raw mut pidfd as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    // A child for our own parent signals as we do.
+    if flags & libc::CLONE_PARENT as u64 == 0 {
+        args.exit_signal = libc::SIGCHLD as u64;
+    }
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
@@ -115,8 +118,9 @@ pub(crate) fn cloexec_from(first: u32) -> Sys<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
 }
 
-/// seccomp(2) SECCOMP_SET_MODE_FILTER.
-pub(crate) fn seccomp_load(filter: &[libc::sock_filter], flags: u64) -> Sys<()> {
+/// seccomp(2) SECCOMP_SET_MODE_FILTER; with SECCOMP_FILTER_FLAG_NEW_LISTENER the result is a descriptor, which is the
+/// caller's to close, else 0.
+pub(crate) fn seccomp_load(filter: &[libc::sock_filter], flags: u64) -> Sys<RawFd> {
     let program = libc::sock_fprog {
         len: filter.len() as u16,
         filter: filter.as_ptr().cast_mut(),
@@ -130,7 +134,7 @@ pub(crate) fn seccomp_load(filter: &[libc::sock_filter], flags: u64) -> Sys<()> 
             &raw const program,
         )
     })
-    .map(drop)
+    .map(|fd| fd as RawFd)
 }
 
 /// bpf(2).
@@ -200,6 +204,15 @@ pub(crate) fn join_session_keyring(name: &CStr) -> Sys<()> {
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) }).map(drop)
 }
 
+/// rt_sigaction(2): the default action. The C library's signal(3) would refuse the signals it keeps for itself (32, 33).
+pub(crate) fn default_action(signal: i32) -> Sys<()> {
+    /// The kernel's own structure: handler, flags, restorer, mask. All-zero is SIG_DFL.
+    const DEFAULT: [u64; 4] = [0; 4];
+    let none = std::ptr::null_mut::<u64>();
+    // SAFETY: the structure lives through the call, the old one is not asked for; the default runs no code of ours.
+    check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), none, size_of::<u64>()) }).map(drop)
+}
+
 /// prlimit(2): set a limit of `pid` (0: the caller).
 pub(crate) fn prlimit(pid: i32, resource: u32, limit: &libc::rlimit64) -> Sys<()> {
     let none = std::ptr::null_mut::<libc::rlimit64>();
@@ -218,6 +231,28 @@ pub(crate) fn ioprio_set(value: i32) -> Sys<()> {
 pub(crate) fn sched_setattr(attr: &libc::sched_attr) -> Sys<()> {
     // SAFETY: attr lives through the call and carries its own size.
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const *attr, 0) }).map(drop)
+}
+
+/// set_mempolicy(2) of the calling process.
+pub(crate) fn set_mempolicy(mode: i32, nodes: &[u64]) -> Sys<()> {
+    // The kernel looks at one bit less than it is told.
+    let bits = if nodes.is_empty() { 0 } else { nodes.len() as u64 * 64 + 1 };
+    let mask = if nodes.is_empty() { std::ptr::null() } else { nodes.as_ptr() };
+    // SAFETY: the mask has at least as many bits as the kernel reads, and lives through the call.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) }).map(drop)
+}
+
+/// sched_setaffinity(2) of the calling process.
+pub(crate) fn sched_setaffinity(cpus: &[u64]) -> Sys<()> {
+    // SAFETY: the mask and its size in bytes belong together.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(cpus), cpus.as_ptr()) }).map(drop)
+}
+
+/// sched_getaffinity(2) of the calling process into `cpus`; the number of words written.
+pub(crate) fn sched_getaffinity(cpus: &mut [u64]) -> Sys<usize> {
+    // SAFETY: the mask and its size in bytes belong together.
+    check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(cpus), cpus.as_mut_ptr()) })
+        .map(|bytes| bytes as usize / size_of::<u64>())
 }
 
 /// personality(2).

@@ -14,6 +14,8 @@ pub struct Setting {
     pub value: String,
     /// Its absence changes nothing: the value is what holds anyway.
     pub dispensable: bool,
+    /// File and value that mean the same on kernels that lack `file`.
+    pub otherwise: Option<(String, String)>,
 }
 
 impl Setting {
@@ -23,7 +25,13 @@ impl Setting {
             file: file.into(),
             dispensable: value == "max",
             value,
+            otherwise: None,
         }
+    }
+
+    fn or(mut self, file: &str, value: String) -> Setting {
+        self.otherwise = Some((file.into(), value));
+        self
     }
 
     fn dispensable(mut self) -> Setting {
@@ -71,6 +79,7 @@ impl Limits {
 }
 
 fn settings(resources: &spec::LinuxResources) -> Result<Vec<Setting>> {
+    refuse_version_1(resources)?;
     let mut all = Vec::new();
     if let Some(cpu) = resources.cpu() {
         cpu_settings(cpu, &mut all);
@@ -82,10 +91,15 @@ fn settings(resources: &spec::LinuxResources) -> Result<Vec<Setting>> {
         all.push(Setting::new("pids.max", max(limit)));
     }
     if let Some(io) = resources.block_io() {
-        io_settings(io, &mut all);
+        io_settings(io, &mut all)?;
     }
     for page in resources.hugepage_limits().iter().flatten() {
         let size = page.page_size();
+        if !is_page_size(size) {
+            return Err(Error::invalid(format!(
+                "linux.resources.hugepageLimits: pageSize {size:?} is not of the form 64KB, 2MB or 1GB"
+            )));
+        }
         all.push(Setting::new(format!("hugetlb.{size}.max"), page.limit()));
         all.push(Setting::new(format!("hugetlb.{size}.rsvd.max"), page.limit()).dispensable());
     }
@@ -104,6 +118,45 @@ fn settings(resources: &spec::LinuxResources) -> Result<Vec<Setting>> {
     }
     unified(resources, &mut all)?;
     Ok(all)
+}
+
+/// What only cgroup version 1 could do: there is nothing to convert it to.
+fn refuse_version_1(resources: &spec::LinuxResources) -> Result<()> {
+    let set = |limit: Option<i64>| limit.is_some_and(|limit| limit > 0);
+    let (memory, cpu, io) = (resources.memory(), resources.cpu(), resources.block_io());
+    let network = resources.network().as_ref();
+    let asked = [
+        ("memory.kernel", memory.as_ref().is_some_and(|memory| set(memory.kernel()))),
+        ("memory.kernelTCP", memory.as_ref().is_some_and(|memory| set(memory.kernel_tcp()))),
+        ("memory.swappiness", memory.as_ref().is_some_and(|memory| memory.swappiness().is_some())),
+        (
+            "memory.disableOOMKiller",
+            memory.as_ref().is_some_and(|memory| memory.disable_oom_killer() == Some(true)),
+        ),
+        ("cpu.realtimeRuntime", cpu.as_ref().is_some_and(|cpu| set(cpu.realtime_runtime()))),
+        (
+            "cpu.realtimePeriod",
+            cpu.as_ref().is_some_and(|cpu| cpu.realtime_period().is_some_and(|period| period > 0)),
+        ),
+        ("blockIO.leafWeight", io.as_ref().is_some_and(|io| io.leaf_weight().is_some_and(|weight| weight > 0))),
+        ("network.classID", network.is_some_and(|network| network.class_id().is_some_and(|class| class > 0))),
+        (
+            "network.priorities",
+            network.is_some_and(|network| network.priorities().as_ref().is_some_and(|list| !list.is_empty())),
+        ),
+    ];
+    match asked.iter().find(|(_, asked)| *asked) {
+        Some((field, _)) => Err(Error::invalid(format!(
+            "linux.resources.{field} needs cgroup version 1; version 2, which this machine has, knows nothing like it"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// `<number><K|M|G>B`.
+fn is_page_size(size: &str) -> bool {
+    let number = ["KB", "MB", "GB"].iter().find_map(|unit| size.strip_suffix(unit));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// -1 is "no limit".
@@ -168,6 +221,8 @@ fn memory_settings(memory: &LinuxMemory, all: &mut Vec<Setting>) -> Result<()> {
     }
     // Version 1 counts memory and swap together, version 2 swap alone.
     match (memory.swap().filter(|&swap| swap != 0), limit) {
+        // Version 1 had no limit of memory and swap either, then.
+        (None, Some(-1)) => all.push(Setting::new("memory.swap.max", "max")),
         (None, _) => (),
         (Some(-1), _) => all.push(Setting::new("memory.swap.max", "max")),
         (Some(swap), Some(limit)) if limit > 0 && swap >= limit => {
@@ -193,15 +248,24 @@ fn memory_settings(memory: &LinuxMemory, all: &mut Vec<Setting>) -> Result<()> {
     Ok(())
 }
 
-fn io_settings(io: &LinuxBlockIo, all: &mut Vec<Setting>) {
-    let converted = |weight: u16| 1 + (u64::from(weight).saturating_sub(10)) * 9999 / 990;
-    if let Some(weight) = io.weight().filter(|&weight| weight != 0) {
-        all.push(Setting::new("io.weight", format!("default {}", converted(weight))));
+/// Weights from 10 to 1000 are those of BFQ, whose scheduler takes them as they are; io.weight goes from 1 to 10000.
+fn io_settings(io: &LinuxBlockIo, all: &mut Vec<Setting>) -> Result<()> {
+    let weight = |target: &str, weight: u16| match weight {
+        10..=1000 => {
+            let converted = 1 + (u64::from(weight) - 10) * 9999 / 990;
+            let setting = Setting::new("io.weight", format!("{target} {converted}"));
+            Ok(setting.or("io.bfq.weight", format!("{target} {weight}")))
+        }
+        _ => Err(Error::invalid(format!(
+            "linux.resources.blockIO: weight {weight} is not between 10 and 1000"
+        ))),
+    };
+    if let Some(default) = io.weight().filter(|&weight| weight != 0) {
+        all.push(weight("default", default)?);
     }
     for device in io.weight_device().iter().flatten() {
-        if let Some(weight) = device.weight() {
-            let value = format!("{}:{} {}", device.major(), device.minor(), converted(weight));
-            all.push(Setting::new("io.weight", value));
+        if let Some(own) = device.weight().filter(|&weight| weight != 0) {
+            all.push(weight(&format!("{}:{}", device.major(), device.minor()), own)?);
         }
     }
     let throttles = [
@@ -220,6 +284,7 @@ fn io_settings(io: &LinuxBlockIo, all: &mut Vec<Setting>) {
             all.push(Setting::new("io.max", value));
         }
     }
+    Ok(())
 }
 
 fn unified(resources: &spec::LinuxResources, all: &mut Vec<Setting>) -> Result<()> {
@@ -231,7 +296,8 @@ fn unified(resources: &spec::LinuxResources, all: &mut Vec<Setting>) -> Result<(
                 "linux.resources.unified: {file:?} is not the name of a cgroup file"
             )));
         }
-        all.push(Setting::new(file, value));
+        // Files that hold a value for each of several things take one line in one write.
+        all.extend(value.trim_end().split('\n').map(|line| Setting::new(file, line)));
     }
     Ok(())
 }
@@ -309,6 +375,38 @@ mod tests {
                 "hugetlb.2MB.rsvd.max 4194304"
             ]
         );
+    }
+
+    #[test]
+    fn what_version_2_cannot_do_is_named() {
+        let refused = |json| lines(json).unwrap_err().to_string();
+        assert!(refused(serde_json::json!({"memory": {"swappiness": 0}})).contains("memory.swappiness"));
+        assert!(refused(serde_json::json!({"memory": {"disableOOMKiller": true}})).contains("disableOOMKiller"));
+        assert!(refused(serde_json::json!({"cpu": {"realtimeRuntime": 95000}})).contains("realtimeRuntime"));
+        assert!(refused(serde_json::json!({"network": {"classID": 1048577}})).contains("classID"));
+        assert!(refused(serde_json::json!({"hugepageLimits": [{"pageSize": "../x", "limit": 1}]})).contains("pageSize"));
+        let harmless = serde_json::json!({
+            "memory": {"disableOOMKiller": false, "kernel": -1, "kernelTCP": 0}, "network": {}
+        });
+        assert!(lines(harmless).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_weight_is_also_known_to_the_other_scheduler() {
+        let resources = serde_json::json!({"blockIO": {"weight": 500}});
+        let limits = Limits::new(Some(&serde_json::from_value(resources).unwrap())).unwrap();
+        assert_eq!(limits.settings()[0].value, "default 4950");
+        assert_eq!(
+            limits.settings()[0].otherwise,
+            Some(("io.bfq.weight".into(), "default 500".into()))
+        );
+        assert!(lines(serde_json::json!({"blockIO": {"weight": 5000}})).is_err());
+    }
+
+    #[test]
+    fn unified_lines_are_written_one_by_one() {
+        let lines = lines(serde_json::json!({"unified": {"io.max": "8:0 rbps=1\n8:16 wiops=2\n"}})).unwrap();
+        assert_eq!(lines, ["io.max 8:0 rbps=1", "io.max 8:16 wiops=2"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub(crate) mod devices;
 pub(crate) mod limits;
+mod update;
 
 use std::fs;
 use std::io;
@@ -16,6 +17,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Error, Result};
 pub use limits::{Limits, Setting};
+pub(crate) use update::update;
 
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 /// How long the kernel may take to freeze a group or to empty a killed one.
@@ -205,8 +207,10 @@ impl Cgroup {
 
     fn set(&self, setting: &Setting) -> Result<()> {
         let path = self.dir.join(&setting.file);
+        let other = || setting.otherwise.as_ref().is_some_and(|(file, value)| fs::write(self.dir.join(file), value).is_ok());
         match fs::write(&path, &setting.value) {
             Ok(()) => Ok(()),
+            Err(_) if other() => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::EACCES) => {
                 if setting.dispensable || path.exists() && setting.value == "max" {
                     return Ok(());
@@ -234,6 +238,23 @@ impl Cgroup {
             Some(program) => devices::attach(self.open()?.as_fd(), program),
             None => Ok(()),
         }
+    }
+
+    /// Let a user divide it: the directory and the files the kernel names for that become his.
+    /// config-linux.md, "Cgroup ownership"; cgroups(7).
+    pub(crate) fn give_to(&self, uid: u32) -> Result<()> {
+        const DELEGATED: &str = "cgroup.procs cgroup.subtree_control cgroup.threads";
+        let files = fs::read_to_string("/sys/kernel/cgroup/delegate");
+        let files = files.as_deref().unwrap_or(DELEGATED);
+        for path in std::iter::once(self.dir.clone()).chain(files.split_whitespace().map(|file| self.dir.join(file))) {
+            match std::os::unix::fs::chown(&path, Some(uid), None) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::os(format!("give {} to user {uid}", path.display()), e));
+                }
+                _ => (),
+            }
+        }
+        Ok(())
     }
 
     /// Kill every process in it with SIGKILL.

@@ -3,9 +3,8 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::path::Path;
 
-use hull_runtime::container::{self, Created};
+use hull_runtime::container::{Created, Running};
 use hull_runtime::error::{Error, Result};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -108,11 +107,11 @@ fn exit_code(process: &Created) -> Result<i32> {
     }
 }
 
-/// Remove a container that could not be started, and reap its init.
-pub(super) fn discard(root: &Path, id: &str, created: &Created) {
-    let _ = rustix::process::pidfd_send_signal(&created.pidfd, Signal::KILL);
-    let _ = exit_code(created);
-    let _ = container::delete(root, id, true);
+/// Remove a container that cannot stay, and reap its init.
+pub(super) fn discard(running: Running) {
+    let _ = rustix::process::pidfd_send_signal(&running.created.pidfd, Signal::KILL);
+    let _ = exit_code(&running.created);
+    let _ = running.delete();
 }
 
 /// The master of the process's terminal, between our own streams.

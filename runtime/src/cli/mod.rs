@@ -181,22 +181,21 @@ fn no_console_socket() -> Error {
 
 fn run_container(root: &Path, arguments: &[String]) -> Result<i32> {
     let args = CREATE.parse(arguments)?;
-    let id = args.only_id()?;
     let bundle = Path::new(args.value("bundle").unwrap_or("."));
     let detach = args.is_set("detach");
     let watch = foreground::Watch::new(detach)?;
-    let mut created = container::run(create_options(root, &args, bundle)?)?;
-    let console = created.console.take();
+    let mut running = container::run(create_options(root, &args, bundle)?)?;
+    let console = running.created.console.take();
     if detach && console.is_some() {
-        foreground::discard(root, id, &created);
+        foreground::discard(running);
         return Err(no_console_socket());
     }
     if detach {
         return Ok(0);
     }
-    let code = watch.until_exit(&created, console)?;
+    let code = watch.until_exit(&running.created, console)?;
     if !args.is_set("keep") {
-        container::delete(root, id, true)?;
+        running.delete()?;
     }
     Ok(code)
 }

@@ -15,7 +15,7 @@ use rustix::net::{
 };
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
-use super::record::{self, Directory, Record, RecordFile, START_SOCKET};
+use super::record::{self, Directory, Inherited, Record, RecordFile, START_SOCKET};
 use super::{CreateOptions, Created, prepare};
 use crate::cgroup::{Cgroup, Hierarchy};
 use crate::error::{Error, Kind, Result};
@@ -30,19 +30,40 @@ use crate::syscall::{self, Fork};
 
 /// Create the container: afterwards its init waits in `created` for [`start`](super::start).
 pub fn create(options: CreateOptions) -> Result<Created> {
-    make(options, false)
+    make(options, false).map(|(created, ..)| created)
 }
 
 /// Create and start the container in one go: there is no moment in which another could start it.
-pub fn run(options: CreateOptions) -> Result<Created> {
-    make(options, true)
+pub fn run(options: CreateOptions) -> Result<Running> {
+    let (created, directory, record) = make(options, true)?;
+    Ok(Running {
+        created,
+        directory,
+        record,
+    })
 }
 
-fn make(options: CreateOptions, start: bool) -> Result<Created> {
+/// A container that [`run`] started.
+pub struct Running {
+    /// Its init.
+    pub created: Created,
+    directory: Directory,
+    record: Record,
+}
+
+impl Running {
+    /// Remove the container, as [`delete`](super::delete) with force.
+    pub fn delete(self) -> Result<()> {
+        super::lifecycle::remove(&self.directory, &self.record)
+    }
+}
+
+fn make(options: CreateOptions, start: bool) -> Result<(Created, Directory, Record)> {
     let bundle = std::path::absolute(options.bundle)
         .map_err(|e| Error::os(format!("bundle {}", options.bundle.display()), e))?;
     record::check_id(options.id)?;
-    let (spec, plan, filter) = plan(&bundle, options.root)?;
+    let (spec, mut plan, filter) = plan(&bundle, options.root)?;
+    super::lsm::check(&mut plan)?;
     check_terminal(&plan.process, &options)?;
     let hierarchy = Hierarchy::find()?;
     let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
@@ -64,10 +85,11 @@ fn make(options: CreateOptions, start: bool) -> Result<Created> {
         lock: Some(lock),
         filter,
     };
-    let created = birth(plan, container, options, start)?;
+    let (created, record) = birth(plan, container, options, start)?;
     unfinished.directory = None;
     unfinished.cgroup = None;
-    Ok(created)
+    drop(unfinished);
+    Ok((created, directory, record))
 }
 
 /// What exists of a container before its init does.
@@ -116,6 +138,7 @@ impl Drop for Unfinished<'_> {
             let _ = cgroup.remove();
         }
         if let Some(directory) = self.directory {
+            super::rdt::remove(directory.load_resctrl());
             let _ = directory.remove();
         }
     }
@@ -135,6 +158,7 @@ fn new_record(mut spec: spec::Spec, plan: &Plan, options: &CreateOptions, bundle
         id: options.id.to_owned(),
         bundle,
         rootfs: plan.rootfs.clone(),
+        no_new_keyring: options.no_new_keyring,
         created: record::now(),
         annotations: spec
             .annotations()
@@ -142,6 +166,8 @@ fn new_record(mut spec: spec::Spec, plan: &Plan, options: &CreateOptions, bundle
             .flatten()
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect(),
+        inherited: spec.linux().as_ref().map(Inherited::new).unwrap_or_default(),
+        resctrl: plan.rdt.is_some(),
         pid: 0,
         start_time: 0,
         cgroup: cgroup.dir().to_path_buf(),
@@ -153,16 +179,21 @@ fn new_record(mut spec: spec::Spec, plan: &Plan, options: &CreateOptions, bundle
 }
 
 /// Make the child and bring it to `created`, or with `start` to its program.
-fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bool) -> Result<Created> {
+fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bool) -> Result<(Created, Record)> {
     let (ours, theirs) = socket_pair()?;
     let (directory, cgroup) = (container.directory, container.cgroup);
     let state = directory.new_state(&container.record);
-    let hook_state = |status| {
-        HookState::new(&super::State {
+    let hook_state = |status| match plan.hooks.is_empty() {
+        true => HookState::default(),
+        false => HookState::new(&super::State {
             status,
             ..state.clone()
-        })
+        }),
     };
+    let (creating, created) = (
+        hook_state(super::Status::Creating),
+        hook_state(super::Status::Created),
+    );
     let console = match (plan.process.terminal, options.console, options.console_socket) {
         (false, ..) => Console::None,
         (true, Some(slave), _) => Console::Slave(slave),
@@ -188,12 +219,13 @@ fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bo
         stdio: options.stdio,
         console,
         keyring: keyring(&container.record.id, options.no_new_keyring)?,
-        creating: hook_state(super::Status::Creating),
-        created: hook_state(super::Status::Created),
+        creating,
+        created,
         preserve_fds: options.preserve_fds,
         no_pivot: options.no_pivot,
         network: makes_network(&plan),
         met: Cell::new(false),
+        in_user_namespace: Cell::new(false),
         plan,
     };
     let group = cgroup.open()?;
@@ -223,19 +255,22 @@ fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bo
             write_pid_file(path, pid)?;
         }
         if start {
-            super::lifecycle::release(&ours, &container.record.id)?;
+            super::lifecycle::release(&ours, container.directory, &container.record)?;
             drop(container.lock.take());
             super::lifecycle::started(container.directory, &container.record)?;
         }
         Ok(console)
     };
     match raise() {
-        Ok(console) => Ok(Created {
-            pid,
-            pidfd,
-            start_time: container.record.start_time,
-            console,
-        }),
+        Ok(console) => {
+            let created = Created {
+                pid,
+                pidfd,
+                start_time: container.record.start_time,
+                console,
+            };
+            Ok((created, container.record))
+        }
         Err(error) => {
             end(pidfd.as_fd());
             Err(error)
@@ -256,7 +291,7 @@ fn accompany(
     if let Some((uids, gids)) = &plan.namespaces.id_maps {
         prepare::write_maps(pid, uids, gids)?;
     }
-    let hooked = !plan.hooks.create_container.is_empty() || plan.hooks.between();
+    let hooked = !plan.hooks.create_container.is_empty() || plan.meets();
     if hooked {
         furnish(pid, plan, container)?;
     }
@@ -272,7 +307,9 @@ fn accompany(
         match receive(socket)? {
             Message::Created => return Ok(console),
             Message::Console(master) => console = Some(master),
+            Message::Listener(_) => return Err(Error::system("the container's init loaded its filter too early")),
             Message::Namespaces => {
+                super::net_devices::move_in(pid, &plan.net_devices)?;
                 hooks::run("prestart", &plan.hooks.prestart, state, pid).map_err(Fault::into_error)?;
                 hooks::run("createRuntime", &plan.hooks.create_runtime, state, pid).map_err(Fault::into_error)?;
                 go(socket);
@@ -290,7 +327,7 @@ fn accompany(
 /// it must belong to the child's user namespace, nor where hooks must find it made before the mounts.
 fn makes_network(plan: &Plan) -> bool {
     let namespaces = &plan.namespaces;
-    namespaces.makes(libc::CLONE_NEWNET) && !namespaces.has(libc::CLONE_NEWUSER) && !plan.hooks.between()
+    namespaces.makes(libc::CLONE_NEWNET) && !namespaces.has(libc::CLONE_NEWUSER) && !plan.meets()
 }
 
 /// Make the network namespace, say `GO` with it, and set it up while the child goes on.
@@ -326,6 +363,14 @@ fn send_network(socket: &OwnedFd, network: BorrowedFd) -> Result<()> {
 fn furnish(pid: i32, plan: &Plan, container: &mut Container) -> Result<()> {
     container.cgroup.apply(&plan.limits)?;
     container.cgroup.attach_devices(&plan.limits)?;
+    if let Some(owner) = plan.cgroup_owner {
+        container.cgroup.give_to(owner)?;
+    }
+    if let Some(rdt) = &plan.rdt {
+        if let Some(made) = super::rdt::join(rdt, &container.record.id, pid)? {
+            container.directory.save_resctrl(&made)?;
+        }
+    }
     set_limits(pid, &plan.process)?;
     if let Some(filter) = &plan.process.seccomp {
         container.directory.save_filter(filter, container.filter.as_ref())?;
@@ -339,6 +384,8 @@ fn furnish(pid: i32, plan: &Plan, container: &mut Container) -> Result<()> {
 pub(super) enum Message {
     Namespaces,
     Console(OwnedFd),
+    /// The listener of the seccomp filter.
+    Listener(OwnedFd),
     Created,
     /// The child's end is closed: it executed its program, or died.
     Closed,
@@ -374,6 +421,7 @@ pub(super) fn receive(socket: &OwnedFd) -> Result<Message> {
         (Some(&init::NAMESPACES), _) => Message::Namespaces,
         (Some(&init::CREATED), _) => Message::Created,
         (Some(&init::CONSOLE), Some(fd)) => Message::Console(fd),
+        (Some(&init::LISTENER), Some(fd)) => Message::Listener(fd),
         _ => Message::Closed,
     })
 }
@@ -386,18 +434,48 @@ enum Cloned {
 
 fn clone(init: &Init, group: BorrowedFd) -> Result<Cloned> {
     let namespaces = &init.plan.namespaces;
-    if namespaces.has(libc::CLONE_NEWUSER)
-        && !namespaces.makes(libc::CLONE_NEWUSER)
-        && namespaces.makes(libc::CLONE_NEWPID)
-    {
-        return Err(Error::invalid(
-            "joining a user namespace by path while making a new pid namespace is not supported: make both, or join both",
-        ));
-    }
-    let joined = namespaces.join.iter().position(|join| join.kind == libc::CLONE_NEWPID);
-    let within = joined.map(|index| init.join[index].as_fd());
     let flags = (namespaces.new & init::BORN_INTO) as u64;
+    let joined = |kind| namespaces.join.iter().position(|join| join.kind == kind);
+    if let Some(user) = joined(libc::CLONE_NEWUSER).filter(|_| namespaces.makes(libc::CLONE_NEWPID)) {
+        return clone_in_user_namespace(init, init.join[user].as_fd(), flags, group);
+    }
+    let within = joined(libc::CLONE_NEWPID).map(|index| init.join[index].as_fd());
     in_pid_namespace(within, || clone_into(flags, group))
+}
+
+/// The new pid namespace must belong to a user namespace that we cannot enter and leave again: a process between us goes
+/// there and makes the init, which becomes our own child.
+fn clone_in_user_namespace(init: &Init, user: BorrowedFd, flags: u64, group: BorrowedFd) -> Result<Cloned> {
+    let what = "make the container's init in a joined user namespace";
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| Error::os(what, e))?;
+    let (between, in_group) = match clone_into(0, group)? {
+        Cloned::Parent { pidfd, in_group, .. } => (pidfd, in_group),
+        Cloned::Child => {
+            let answer = match init::be_born(init, user, flags) {
+                Ok(None) => return Ok(Cloned::Child),
+                Ok(Some(pid)) => pid,
+                Err(errno) => -errno.raw_os_error(),
+            };
+            let _ = rustix::io::write(&write, &answer.to_ne_bytes());
+            syscall::exit(0)
+        }
+    };
+    drop(write);
+    let mut answer = [0; 4];
+    let length = rustix::io::retry_on_intr(|| rustix::io::read(&read, &mut answer));
+    end(between.as_fd());
+    let pid = match (length, i32::from_ne_bytes(answer)) {
+        (Ok(4), pid @ 1..) => pid,
+        (Ok(4), error) => return Err(Error::os(what, Errno::from_raw_os_error(-error))),
+        _ => return Err(Error::system(format!("{what}: the process between died"))),
+    };
+    // Our child, and not reaped: the number is still its own.
+    let open = |pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+    let pidfd = rustix::process::Pid::from_raw(pid)
+        .ok_or(Errno::SRCH)
+        .and_then(open)
+        .map_err(|e| Error::os(what, e))?;
+    Ok(Cloned::Parent { pid, pidfd, in_group })
 }
 
 fn clone_into(flags: u64, group: BorrowedFd) -> Result<Cloned> {
@@ -510,7 +588,7 @@ pub(super) fn connect(path: &Path) -> Result<OwnedFd> {
     connect().map_err(|e: Errno| Error::os(format!("connect to the console socket {}", path.display()), e))
 }
 
-fn keyring(id: &str, keep: bool) -> Result<Option<CString>> {
+pub(super) fn keyring(id: &str, keep: bool) -> Result<Option<CString>> {
     match keep {
         true => Ok(None),
         false => CString::new(format!("_ses.{id}"))

@@ -1,5 +1,6 @@
 //! `exec`: another process inside a running container, born in its cgroup and pid namespace, a child of the caller.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -12,7 +13,9 @@ use super::{Created, ExecOptions, Status, Stdio};
 use crate::cgroup::{Cgroup, Hierarchy};
 use crate::error::{Error, Kind, Result};
 use crate::init::{self, Console};
+use crate::plan::placement::{Mask, MemoryPolicy};
 use crate::plan::process::ProcessPlan;
+use crate::plan::{self};
 use crate::spec;
 use crate::syscall::{self, Fork};
 
@@ -30,6 +33,8 @@ pub(crate) struct Entry {
     pub root: Option<OwnedFd>,
     pub stdio: Option<Stdio>,
     pub console: Console,
+    /// The container's session keyring.
+    pub keyring: Option<CString>,
     pub preserve_fds: u32,
 }
 
@@ -49,7 +54,7 @@ pub fn exec(root: &Path, id: &str, mut options: ExecOptions) -> Result<Created> 
         options.process.set_capabilities(record.process.capabilities().clone());
     }
     let entry = Entry {
-        process: ProcessPlan::new(&options.process, directory.load_filter()?)?,
+        process: plan(&options.process, &directory, &record)?,
         sync: theirs,
         parents: vec![ours.as_raw_fd()],
         namespaces: namespaces_to_enter(&record),
@@ -58,16 +63,45 @@ pub fn exec(root: &Path, id: &str, mut options: ExecOptions) -> Result<Created> 
         proc: super::prepare::proc()?,
         stdio: options.stdio,
         console,
+        keyring: create::keyring(&record.id, record.no_new_keyring)?,
         preserve_fds: options.preserve_fds,
     };
     let within = (record.namespaces & libc::CLONE_NEWPID != 0).then_some(entry.target.as_fd());
-    let (pid, pidfd) = match in_pid_namespace(within, || clone_into(&record, &cgroup))? {
+    let born = || on_cpus(entry.process.affinity.initial.as_ref(), || clone_into(&record, &cgroup));
+    let (pid, pidfd) = match in_pid_namespace(within, born)? {
         Fork::Child => init::enter::run(entry),
         Fork::Parent { pid, pidfd } => (pid, pidfd),
     };
     let Entry { process, sync, .. } = entry;
     drop(sync);
-    accompany(&ours, pid, pidfd, &process, pid_file)
+    let agent = |listener: OwnedFd| match &record.inherited.agent {
+        Some(agent) => agent.hand_over(listener.as_fd(), pid, &directory.state(&record)),
+        None => Ok(()),
+    };
+    accompany(&ours, pid, pidfd, &process, pid_file, &agent)
+}
+
+/// The process, with what the container gives to all of its processes.
+fn plan(process: &spec::Process, directory: &Directory, record: &Record) -> Result<ProcessPlan> {
+    let inherited = &record.inherited;
+    let mut plan = ProcessPlan::new(process, directory.load_filter()?)?;
+    plan.personality = inherited.personality.as_ref().map(plan::personality).transpose()?;
+    plan.memory_policy = inherited.memory_policy.as_ref().map(MemoryPolicy::new).transpose()?;
+    super::lsm::check_process(&mut plan)?;
+    Ok(plan)
+}
+
+/// Run `clone` on the CPUs where its child is to begin.
+fn on_cpus(cpus: Option<&Mask>, clone: impl FnOnce() -> Result<Fork>) -> Result<Fork> {
+    let Some(cpus) = cpus else { return clone() };
+    let mut own = [0; 1024];
+    let words = syscall::sched_getaffinity(&mut own).map_err(|e| Error::os("sched_getaffinity", e))?;
+    syscall::sched_setaffinity(cpus.words()).map_err(|e| Error::os("set process.execCPUAffinity.initial", e))?;
+    let result = clone();
+    if !matches!(result, Ok(Fork::Child)) {
+        syscall::sched_setaffinity(&own[..words]).map_err(|e| Error::os("return to the own CPUs", e))?;
+    }
+    result
 }
 
 fn accompany(
@@ -76,6 +110,7 @@ fn accompany(
     pidfd: OwnedFd,
     process: &ProcessPlan,
     pid_file: Option<&Path>,
+    agent: &dyn Fn(OwnedFd) -> Result<()>,
 ) -> Result<Created> {
     let raise = || {
         let start_time = create::start_time(pid)?;
@@ -88,6 +123,7 @@ fn accompany(
         loop {
             match receive(socket)? {
                 Message::Console(master) => console = Some(master),
+                Message::Listener(listener) => agent(listener)?,
                 Message::Closed => return Ok((start_time, console)),
                 Message::Created | Message::Namespaces => (),
             }

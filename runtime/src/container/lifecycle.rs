@@ -1,7 +1,7 @@
 //! Everything after `create`: start, state, list, kill, pause, update, delete.
 //! Invariant: a process is only ever signalled through a pidfd proven by its start time, or through its cgroup.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use super::create::{Message, receive, start_address};
 use super::record::{Directory, Record, START_SOCKET};
 use super::{State, Status};
-use crate::cgroup::{Cgroup, Limits};
+use crate::cgroup::Cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::fault::Fault;
 use crate::hooks::{self, HookState};
@@ -45,20 +45,37 @@ pub fn start(root: &Path, id: &str) -> Result<()> {
     let socket = reach_init(&directory)?;
     std::fs::remove_file(directory.path().join(START_SOCKET))
         .map_err(|e| Error::os(format!("remove the start socket of {id}"), e))?;
-    release(&socket, id)?;
+    release(&socket, &directory, &record)?;
     started(&directory, &record)
 }
 
 /// Tell the init at the other end of `socket` to execute the user's program, and see that it does.
-pub(super) fn release(socket: &OwnedFd, id: &str) -> Result<()> {
+pub(super) fn release(socket: &OwnedFd, directory: &Directory, record: &Record) -> Result<()> {
+    let id = &record.id;
     rustix::net::send(socket, &[init::START], SendFlags::NOSIGNAL)
         .map_err(|e| Error::os(format!("tell the init of {id} to start"), e))?;
-    match receive(socket)? {
-        Message::Closed => Ok(()),
-        _ => Err(Error::system(format!(
-            "the init of {id} gave an answer nobody asked for"
-        ))),
+    loop {
+        match receive(socket)? {
+            Message::Closed => return Ok(()),
+            Message::Listener(listener) => hand_over(&listener, directory, record)?,
+            _ => {
+                return Err(Error::system(format!(
+                    "the init of {id} gave an answer nobody asked for"
+                )));
+            }
+        }
     }
+}
+
+/// The listener goes to the seccomp agent; without it the container could never do what it has to ask for.
+fn hand_over(listener: &OwnedFd, directory: &Directory, record: &Record) -> Result<()> {
+    let Some(agent) = &record.inherited.agent else {
+        return Ok(());
+    };
+    let state = directory.created_state(record);
+    agent.hand_over(listener.as_fd(), record.pid, &state).inspect_err(|_| {
+        let _ = Cgroup::at(&record.cgroup).kill();
+    })
 }
 
 /// What follows the start: poststart hooks, whose failure ends the container.
@@ -176,6 +193,11 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
         }
         _ => (),
     }
+    remove(&directory, &record)
+}
+
+/// Kill what is left of a container, and remove all of it.
+pub(super) fn remove(directory: &Directory, record: &Record) -> Result<()> {
     let cgroup = Cgroup::at(&record.cgroup);
     let pidfd = record.pidfd();
     // An empty group, the usual case, goes at once.
@@ -189,12 +211,15 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
     }
     if let Some(pidfd) = pidfd {
         let _ = send(&pidfd, libc::SIGKILL);
-        await_death(&pidfd, id)?;
+        await_death(&pidfd, &record.id)?;
     }
     if !removed {
         cgroup.remove()?;
     }
-    if let Err(error) = run_hooks("poststop", &record.poststop, &directory, &record) {
+    if record.resctrl {
+        super::rdt::remove(directory.load_resctrl());
+    }
+    if let Err(error) = run_hooks("poststop", &record.poststop, directory, record) {
         crate::error::warn(&error.to_string());
     }
     directory.remove()
@@ -263,7 +288,7 @@ pub fn update(root: &Path, id: &str, resources: &spec::LinuxResources) -> Result
     if directory.status(&record) == Status::Stopped {
         return Err(wrong_state(format!("container not running: {id}")));
     }
-    Cgroup::at(&record.cgroup).apply(&Limits::new(Some(resources))?)
+    crate::cgroup::update(&Cgroup::at(&record.cgroup), resources).map(drop)
 }
 
 /// Processes in the container's cgroup, as host pids.

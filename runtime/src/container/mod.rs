@@ -5,7 +5,11 @@
 mod create;
 mod exec;
 mod lifecycle;
+mod listener;
+mod lsm;
+mod net_devices;
 mod prepare;
+mod rdt;
 mod record;
 
 use std::collections::BTreeMap;
@@ -17,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::spec;
 
 pub use crate::error::{Error, Kind, Result};
-pub use create::{create, run};
+pub use create::{Running, create, run};
 pub(crate) use exec::Entry;
 pub use exec::{base_process, exec};
 pub use lifecycle::{cgroup, delete, kill, list, pause, processes, resume, start, state, update};

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
+use super::listener::Agent;
 use super::{State, Status};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Kind, Result};
@@ -24,6 +25,7 @@ use crate::spec;
 
 const RECORD: &str = "state.json";
 const FILTER: &str = "seccomp.bpf";
+const RESCTRL: &str = "resctrl";
 /// The init listens here for `start`.
 pub(super) const START_SOCKET: &str = "start.sock";
 const ID_LENGTH: usize = 255;
@@ -43,6 +45,9 @@ pub(super) struct Record {
     pub id: String,
     pub bundle: PathBuf,
     pub rootfs: PathBuf,
+    /// The caller's session keyring was kept.
+    #[serde(default)]
+    pub no_new_keyring: bool,
     /// RFC 3339.
     pub created: String,
     #[serde(default)]
@@ -58,10 +63,42 @@ pub(super) struct Record {
     pub namespaces: i32,
     /// The container's process: the base of `exec`.
     pub process: spec::Process,
+    /// What `exec` takes over from the configuration besides the process.
+    #[serde(default, skip_serializing_if = "Inherited::is_empty")]
+    pub inherited: Inherited,
+    /// The container is in a class of resctrl; a link in its directory says what was made for it there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resctrl: bool,
     #[serde(default)]
     pub poststart: Option<Vec<spec::Hook>>,
     #[serde(default)]
     pub poststop: Option<Vec<spec::Hook>>,
+}
+
+/// Properties of the container that each of its processes gets, and that its process does not name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Inherited {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personality: Option<spec::LinuxPersonality>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_policy: Option<spec::LinuxMemoryPolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Agent>,
+}
+
+impl Inherited {
+    pub fn new(linux: &spec::Linux) -> Inherited {
+        Inherited {
+            personality: linux.personality().clone(),
+            memory_policy: linux.memory_policy().clone(),
+            agent: linux.seccomp().as_ref().and_then(Agent::new),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Inherited::default()
+    }
 }
 
 /// Ids name directories: only letters, digits and `_+-.`, and not `.` or `..`.
@@ -196,6 +233,16 @@ impl Directory {
         }
     }
 
+    /// Remember a directory of resctrl that was made for the container.
+    pub fn save_resctrl(&self, made: &Path) -> Result<()> {
+        let path = self.path.join(RESCTRL);
+        std::os::unix::fs::symlink(made, &path).map_err(|e| Error::os(format!("make link {}", path.display()), e))
+    }
+
+    pub fn load_resctrl(&self) -> Option<PathBuf> {
+        fs::read_link(self.path.join(RESCTRL)).ok()
+    }
+
     /// Forget the container.
     pub fn remove(&self) -> Result<()> {
         for file in [RECORD, FILTER] {
@@ -235,6 +282,11 @@ impl Directory {
     /// The state of a container that `create` is about to make.
     pub fn new_state(&self, record: &Record) -> State {
         self.state_as(record, Status::Creating)
+    }
+
+    /// The state of a container that is about to execute its program.
+    pub fn created_state(&self, record: &Record) -> State {
+        self.state_as(record, Status::Created)
     }
 
     fn state_as(&self, record: &Record, status: Status) -> State {
@@ -377,6 +429,9 @@ mod tests {
             id: "c1".into(),
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
+            no_new_keyring: false,
+            inherited: Inherited::default(),
+            resctrl: false,
             created: now(),
             annotations: BTreeMap::new(),
             pid: 0,

@@ -77,7 +77,8 @@ pub(crate) fn hand_out(parent: BorrowedFd, socket: Option<&OwnedFd>, master: &Ow
     ))
 }
 
-fn send_descriptor(socket: BorrowedFd, message: &[u8], fd: BorrowedFd) -> Result<(), rustix::io::Errno> {
+/// One message with one descriptor.
+pub(super) fn send_descriptor(socket: BorrowedFd, message: &[u8], fd: BorrowedFd) -> Result<(), rustix::io::Errno> {
     let fds = [fd];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);

@@ -13,7 +13,10 @@ use crate::syscall;
 /// Become the process; success closes the socket by execve.
 pub(crate) fn run(mut entry: Entry) -> ! {
     let fault = match prepare(&entry) {
-        Ok(program) => process::execute(&mut entry.process, program, entry.proc.as_fd(), entry.preserve_fds),
+        Ok(program) => {
+            let report = entry.sync.as_fd();
+            process::execute(&mut entry.process, program, entry.proc.as_fd(), report, entry.preserve_fds)
+        }
         Err(fault) => fault,
     };
     fault.send(entry.sync.as_fd());
@@ -32,6 +35,9 @@ fn prepare(entry: &Entry) -> Step<usize> {
         process::wire(&stdio.stdin, &stdio.stdout, &stdio.stderr)?;
     }
     super::await_message(entry.sync.as_fd(), super::GO);
+    if let Some(cpus) = &entry.process.affinity.last {
+        syscall::sched_setaffinity(cpus.words()).explain(format_args!("set process.execCPUAffinity.final"))?;
+    }
     if entry.namespaces != 0 {
         syscall::setns(entry.target.as_fd(), entry.namespaces)
             .explain(format_args!("enter the container's namespaces"))?;
@@ -44,6 +50,10 @@ fn prepare(entry: &Entry) -> Step<usize> {
         rustix::process::chroot(c".").explain(format_args!("enter the container's root"))?;
     }
     rustix::process::setsid().explain(format_args!("setsid"))?;
+    if let Some(keyring) = &entry.keyring {
+        // As for the init: the caller's keys are not the container's.
+        let _ = syscall::join_session_keyring(keyring);
+    }
     terminal(entry)?;
     process::change_directory(&entry.process.cwd)?;
     process::find_program(&entry.process)

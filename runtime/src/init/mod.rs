@@ -22,7 +22,7 @@ use crate::fault::{Explain, Fault, Shown, Step};
 use crate::hooks::{self, HookState};
 use crate::plan::Plan;
 use crate::plan::namespaces::kind_name;
-use crate::syscall;
+use crate::syscall::{self, Fork};
 
 /// Namespaces that a process can only be born into: made by clone3. The others are made by the child, while the parent
 /// does its own part.
@@ -33,6 +33,8 @@ pub(crate) const GO: u8 = b'G';
 pub(crate) const NAMESPACES: u8 = b'N';
 /// Child to parent, with a descriptor: the master of the terminal.
 pub(crate) const CONSOLE: u8 = b'C';
+/// Child to `start`, with a descriptor: the listener of the seccomp filter.
+pub(crate) const LISTENER: u8 = b'L';
 /// Child to parent: the container is created.
 pub(crate) const CREATED: u8 = b'O';
 /// `start` to child: execute the program.
@@ -79,6 +81,8 @@ pub(crate) struct Init {
     pub network: bool,
     /// `GO` was heard.
     pub met: Cell<bool>,
+    /// The joined user namespace was entered before birth.
+    pub in_user_namespace: Cell<bool>,
 }
 
 /// The child: create, wait for start, execute.
@@ -95,7 +99,7 @@ pub(crate) fn run(mut init: Init) -> ! {
     if starter.is_none() {
         await_message(init.sync.as_fd(), START);
     }
-    let fault = execute(&mut init, program);
+    let fault = execute(&mut init, program, starter.as_ref());
     fault.send(starter.as_ref().unwrap_or(&init.sync).as_fd());
     syscall::exit(1)
 }
@@ -120,7 +124,7 @@ fn create(init: &Init) -> Step<usize> {
     enter_namespaces(init)?;
     if unmapped {
         enter_late_namespaces(init)?;
-    } else if init.plan.hooks.between() {
+    } else if init.plan.meets() {
         meet_parent(init)?;
     }
     rustix::process::setsid().explain(format_args!("setsid"))?;
@@ -128,7 +132,7 @@ fn create(init: &Init) -> Step<usize> {
         // A kernel without keyrings, or a full quota, is no reason not to run.
         let _ = syscall::join_session_keyring(keyring);
     }
-    if init.plan.hooks.between() {
+    if init.plan.meets() {
         rustix::net::send(&init.sync, &[NAMESPACES], SendFlags::NOSIGNAL).explain(format_args!("tell the parent"))?;
         await_message(init.sync.as_fd(), GO);
     }
@@ -142,12 +146,13 @@ fn create(init: &Init) -> Step<usize> {
 }
 
 /// After `start`: the last hooks, then the program. Comes back only with a failure.
-fn execute(init: &mut Init, program: usize) -> Fault {
+fn execute(init: &mut Init, program: usize, starter: Option<&OwnedFd>) -> Fault {
     let pid = rustix::process::getpid().as_raw_nonzero().get();
     if let Err(fault) = hooks::run("startContainer", &init.plan.hooks.start_container, &init.created, pid) {
         return fault;
     }
-    process::execute(&mut init.plan.process, program, init.proc.as_fd(), init.preserve_fds)
+    let report = starter.unwrap_or(&init.sync).as_fd();
+    process::execute(&mut init.plan.process, program, init.proc.as_fd(), report, init.preserve_fds)
 }
 
 /// Before anything that depends on the network or on the cgroup: wait until the parent has done its part of them.
@@ -206,8 +211,9 @@ fn await_start(listener: BorrowedFd) -> OwnedFd {
 fn enter_namespaces(init: &Init) -> Step {
     let namespaces = &init.plan.namespaces;
     for (join, fd) in namespaces.join.iter().zip(&init.join) {
-        if join.kind == libc::CLONE_NEWPID {
-            continue; // The parent was in it when it called clone3.
+        // The parent was in it when it called clone3.
+        if join.kind == libc::CLONE_NEWPID || join.kind == libc::CLONE_NEWUSER && init.in_user_namespace.get() {
+            continue;
         }
         syscall::setns(fd.as_fd(), join.kind).explain(format_args!(
             "join the {} namespace {}",
@@ -248,8 +254,31 @@ fn enter_late_namespaces(init: &Init) -> Step {
             )
             .explain(format_args!("set the clocks of the time namespace"))?;
         }
+        // Unshared for children only: kernels before 6.3 do not let execve enter it either.
+        let children = rustix::fs::openat(
+            &init.proc,
+            c"thread-self/ns/time_for_children",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .explain(format_args!("open the new time namespace"))?;
+        syscall::setns(children.as_fd(), libc::CLONE_NEWTIME).explain(format_args!("enter the new time namespace"))?;
     }
     Ok(())
+}
+
+/// In a process between the parent and the init: enter the user namespace and make the init there, a child of the parent.
+/// Its pid comes back, or nothing in the init itself.
+pub(crate) fn be_born(init: &Init, user: BorrowedFd, flags: u64) -> Result<Option<i32>, Errno> {
+    let _ = syscall::prctl(libc::PR_SET_DUMPABLE, 0, 0);
+    syscall::setns(user, libc::CLONE_NEWUSER)?;
+    become_root().map_err(|_| Errno::PERM)?;
+    init.in_user_namespace.set(true);
+    // SAFETY: the child makes only system calls.
+    match unsafe { syscall::clone3(flags | libc::CLONE_PARENT as u64, None) }? {
+        Fork::Child => Ok(None),
+        Fork::Parent { pid, .. } => Ok(Some(pid)),
+    }
 }
 
 /// The ids of the caller are not mapped inside a user namespace: take those of its root.
@@ -317,8 +346,8 @@ pub(crate) fn write_proc(
 /// Undo what the caller ignores or blocks: dispositions and masks survive execve.
 pub(crate) fn reset_signals() {
     for signal in 1..=64 {
-        // SAFETY: the default disposition runs no code of ours; unknown numbers are refused harmlessly.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // KILL and STOP are refused, harmlessly.
+        let _ = syscall::default_action(signal);
     }
     // SAFETY: all-zero is the empty set.
     let empty: libc::sigset_t = unsafe { std::mem::zeroed() };

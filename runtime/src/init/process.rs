@@ -105,12 +105,19 @@ fn executable(path: &CStr) -> Result<(), Errno> {
 }
 
 /// Become the process of the plan. Comes back only with a failure.
-pub(crate) fn execute(plan: &mut ProcessPlan, program: usize, proc: BorrowedFd, preserve_fds: u32) -> Fault {
+/// A listener of the seccomp filter goes to whoever is at the other end of `report`.
+pub(crate) fn execute(
+    plan: &mut ProcessPlan,
+    program: usize,
+    proc: BorrowedFd,
+    report: BorrowedFd,
+    preserve_fds: u32,
+) -> Fault {
     let mut home = [0; 512];
     if plan.needs_home {
         plan.envp.push(home_of(plan.uid, &mut home));
     }
-    if let Err(fault) = confine(plan, proc).and_then(|()| restrict(plan, preserve_fds)) {
+    if let Err(fault) = confine(plan, proc).and_then(|()| restrict(plan, report, preserve_fds)) {
         return fault;
     }
     let path = &plan.candidates[program];
@@ -119,21 +126,24 @@ pub(crate) fn execute(plan: &mut ProcessPlan, program: usize, proc: BorrowedFd, 
     Fault::new(errno, format_args!("exec {}", Shown(path)))
 }
 
-/// The AppArmor profile that execve will switch to, written through the host's verified /proc.
+/// The labels that execve will switch to, written through the host's verified /proc.
 fn confine(plan: &ProcessPlan, proc: BorrowedFd) -> Step {
-    let Some(profile) = &plan.apparmor else { return Ok(()) };
-    let write = |path| super::write_proc(proc, path, profile.to_bytes(), ResolveFlags::empty());
-    match write(c"thread-self/attr/apparmor/exec") {
-        Err(Errno::NOENT) => write(c"thread-self/attr/exec"),
-        other => other,
+    let write = |path, label: &CStr| super::write_proc(proc, path, label.to_bytes(), ResolveFlags::empty());
+    if let Some(profile) = &plan.apparmor {
+        match write(c"thread-self/attr/apparmor/exec", profile) {
+            Err(Errno::NOENT) => write(c"thread-self/attr/exec", profile),
+            other => other,
+        }
+        .explain(format_args!("apply the AppArmor profile ({})", Shown(profile)))?;
     }
-    .explain(format_args!(
-        "apply the AppArmor profile ({}): does this kernel have AppArmor?",
-        Shown(profile)
-    ))
+    match &plan.selinux {
+        Some(label) => write(c"thread-self/attr/exec", label)
+            .explain(format_args!("apply the SELinux label {}", Shown(label))),
+        None => Ok(()),
+    }
 }
 
-fn restrict(plan: &ProcessPlan, preserve_fds: u32) -> Step {
+fn restrict(plan: &ProcessPlan, report: BorrowedFd, preserve_fds: u32) -> Step {
     own_streams(plan.uid, plan.gid);
     refuse_directories(3 + preserve_fds)?;
     if let Some(scheduler) = &plan.scheduler {
@@ -145,9 +155,13 @@ fn restrict(plan: &ProcessPlan, preserve_fds: u32) -> Step {
     if let Some(persona) = plan.personality {
         syscall::personality(persona).explain(format_args!("set the personality"))?;
     }
+    if let Some(policy) = &plan.memory_policy {
+        let nodes = policy.nodes.as_ref().map_or(&[][..], |nodes| nodes.words());
+        syscall::set_mempolicy(policy.mode, nodes).explain(format_args!("set linux.memoryPolicy"))?;
+    }
     syscall::cloexec_from(3 + preserve_fds).explain(format_args!("close_range"))?;
     if let Some(filter) = plan.seccomp.as_ref().filter(|_| !plan.no_new_privileges) {
-        load(filter)?;
+        load(filter, report)?;
     }
     identity(plan)?;
     rustix::process::umask(Mode::from_raw_mode(plan.umask));
@@ -155,16 +169,23 @@ fn restrict(plan: &ProcessPlan, preserve_fds: u32) -> Step {
         syscall::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).explain(format_args!("PR_SET_NO_NEW_PRIVS"))?;
     }
     match plan.seccomp.as_ref().filter(|_| plan.no_new_privileges) {
-        Some(filter) => load(filter),
+        Some(filter) => load(filter, report),
         None => Ok(()),
     }
 }
 
-fn load(filter: &Filter) -> Step {
-    syscall::seccomp_load(&filter.program, filter.flags).explain(format_args!(
+fn load(filter: &Filter, report: BorrowedFd) -> Step {
+    let listener = syscall::seccomp_load(&filter.program, filter.flags).explain(format_args!(
         "load the seccomp filter ({} instructions)",
         filter.program.len()
-    ))
+    ))?;
+    if !filter.has_listener() {
+        return Ok(());
+    }
+    // SAFETY: the kernel just made this descriptor; it is open until execve, which closes it.
+    let listener = unsafe { BorrowedFd::borrow_raw(listener) };
+    super::console::send_descriptor(report, &[super::LISTENER], listener)
+        .explain(format_args!("pass the listener of the seccomp filter"))
 }
 
 /// Bounding set, groups, ids, then the other sets: in this order each step still has the privilege it needs.

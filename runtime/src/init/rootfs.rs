@@ -35,14 +35,16 @@ pub(super) fn make(init: &Init) -> Step {
     rustix::mount::mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .explain(format_args!("stop mount propagation to the host"))?;
     attach(root, CWD, c"/").explain(format_args!("attach the root file system"))?;
-    for (mount, bind) in plan.mounts.iter().zip(&init.binds) {
-        if shows_parents_part(mount) {
+    let mut ahead = Ahead::default();
+    for (done, (mount, bind)) in plan.mounts.iter().zip(&init.binds).enumerate() {
+        if shows_parents_part(mount) && !init.met.get() {
+            ahead = Ahead::work(init, done)?;
             super::meet_parent(init)?;
         }
         one(root, mount, bind.as_ref())?;
     }
     super::meet_parent(init)?;
-    if plan.populate_dev {
+    if plan.populate_dev && !ahead.dev {
         dev::populate(root, &plan.devices, &init.devices)?;
     }
     console::make(init)?;
@@ -54,8 +56,47 @@ pub(super) fn make(init: &Init) -> Step {
         // An existing cwd that is no directory, or a read-only root: chdir will say it better.
         let _ = directory(root, cwd);
     }
-    restrict(init)?;
+    restrict(init, &ahead)?;
     enter(init)
+}
+
+/// What was done early, while the parent still made the network.
+#[derive(Default)]
+struct Ahead {
+    /// /dev is populated.
+    dev: bool,
+    /// Paths below /proc are masked and read-only.
+    proc: bool,
+}
+
+impl Ahead {
+    /// With the first `done` mounts made: what the others cannot change any more, and no hook is to see undone.
+    fn work(init: &Init, done: usize) -> Step<Ahead> {
+        let plan = &init.plan;
+        if !plan.hooks.create_container.is_empty() {
+            return Ok(Ahead::default());
+        }
+        let (made, rest) = plan.mounts.split_at(done);
+        let settled = |directory: &[u8]| {
+            let target = |mount: &MountPlan| mount.target.as_c_str().to_bytes().strip_prefix(directory).is_some();
+            made.iter().any(target) && !rest.iter().any(|mount| target(mount) || mount.target.is_empty())
+        };
+        let ahead = Ahead {
+            dev: plan.populate_dev && settled(b"dev"),
+            proc: settled(b"proc"),
+        };
+        if ahead.dev {
+            dev::populate(init.rootfs.as_fd(), &plan.devices, &init.devices)?;
+        }
+        if ahead.proc {
+            protect(init, made, in_proc)?;
+        }
+        Ok(ahead)
+    }
+}
+
+fn in_proc(path: &CStr) -> bool {
+    path.to_bytes().starts_with(b"proc/")
 }
 
 /// sysfs belongs to the network namespace, cgroup file systems to the cgroup namespace of whoever mounts them.
@@ -67,20 +108,26 @@ fn shows_parents_part(mount: &MountPlan) -> bool {
 }
 
 /// Masks, read-only paths and the read-only root come last: everything before may need to write.
-fn restrict(init: &Init) -> Step {
+fn restrict(init: &Init, ahead: &Ahead) -> Step {
     let plan = &init.plan;
-    let root = init.rootfs.as_fd();
-    let kernel = KernelTrees::open(root, &plan.mounts)?;
-    for path in &plan.readonly {
+    protect(init, &plan.mounts, |path| !(ahead.proc && in_proc(path)))?;
+    if plan.readonly_rootfs {
+        syscall::mount_setattr(init.rootfs.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0)
+            .explain(format_args!("make the root file system read-only"))?;
+    }
+    Ok(())
+}
+
+/// Mask, and make read-only, the paths that are `due`, with the `mounts` made.
+fn protect(init: &Init, mounts: &[MountPlan], due: impl Fn(&CStr) -> bool) -> Step {
+    let plan = &init.plan;
+    let kernel = KernelTrees::open(init.rootfs.as_fd(), mounts)?;
+    for path in plan.readonly.iter().filter(|path| due(path)) {
         make_readonly(&kernel, path)?;
     }
     let mut covers = Covers::default();
-    for path in &plan.masked {
+    for path in plan.masked.iter().filter(|path| due(path)) {
         covers.mask(&kernel, path)?;
-    }
-    if plan.readonly_rootfs {
-        syscall::mount_setattr(root, false, libc::MOUNT_ATTR_RDONLY, 0, 0)
-            .explain(format_args!("make the root file system read-only"))?;
     }
     Ok(())
 }
@@ -170,13 +217,29 @@ fn attach_checked(root: BorrowedFd, mount: &MountPlan, tree: BorrowedFd, is_dire
             InRoot(&mount.target)
         )));
     }
-    attach(tree, target.as_fd(), c"").explain(format_args!("mount on {}", InRoot(&mount.target)))?;
+    attach(tree, target.as_fd(), c"").or_else(|errno| Err(not_attached(errno, target.as_fd(), mount, is_directory)))?;
     match mount.propagation {
         Some(propagation) if matches!(mount.source, Source::FileSystem { .. }) => {
             syscall::mount_setattr(tree, propagation.recursive, 0, 0, propagation.flag)
                 .explain(format_args!("set the propagation of {}", InRoot(&mount.target)))
         }
         _ => Ok(()),
+    }
+}
+
+/// The kernel says no more than EINVAL of a file over a directory, and of the reverse.
+fn not_attached(errno: Errno, target: BorrowedFd, mount: &MountPlan, is_directory: bool) -> Fault {
+    let kind = rustix::fs::fstat(target).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    match (kind == Ok(FileType::Directory), is_directory) {
+        (true, false) => Fault::new(
+            Errno::NOTDIR,
+            format_args!("mount a file on {}, which is a directory", InRoot(&mount.target)),
+        ),
+        (false, true) => Fault::new(
+            Errno::NOTDIR,
+            format_args!("mount a directory on {}, which is none", InRoot(&mount.target)),
+        ),
+        _ => Fault::new(errno, format_args!("mount on {}", InRoot(&mount.target))),
     }
 }
 

@@ -4,7 +4,12 @@
 pub(crate) mod devices;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
+pub(crate) mod net_devices;
+pub(crate) mod placement;
 pub(crate) mod process;
+pub(crate) mod rdt;
+mod sysctl;
+mod version;
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
@@ -17,6 +22,8 @@ use crate::spec;
 use devices::DevicePlan;
 use mounts::{MountPlan, Propagation, Source};
 use namespaces::Namespaces;
+use net_devices::NetDevice;
+use placement::MemoryPolicy;
 use process::{ProcessPlan, c_path, c_string};
 
 /// Everything that making the container needs.
@@ -39,12 +46,19 @@ pub(crate) struct Plan {
     pub process: ProcessPlan,
     pub hooks: Hooks,
     pub limits: Limits,
+    pub net_devices: Vec<NetDevice>,
+    pub rdt: Option<rdt::Rdt>,
+    /// SELinux context of the file systems that are mounted; they have it among their parameters.
+    pub mount_label: bool,
+    /// The user on the host who may divide the container's cgroup; `None` leaves it to root.
+    pub cgroup_owner: Option<u32>,
 }
 
 impl Plan {
     /// Check `spec`, found in `bundle` (an absolute path).
     pub fn new(spec: &spec::Spec, bundle: &Path) -> Result<Plan> {
-        check_version(spec.version())?;
+        version::check(spec.version())?;
+        refuse_other_platforms(spec)?;
         let linux = spec
             .linux()
             .as_ref()
@@ -54,14 +68,15 @@ impl Plan {
             .as_ref()
             .ok_or_else(|| Error::invalid("config.json has no root"))?;
         let namespaces = Namespaces::new(linux)?;
+        let mount_label = linux.mount_label().as_deref().filter(|label| !label.is_empty());
         let mounts = spec.mounts().as_deref().unwrap_or_default();
         let mounts = mounts
             .iter()
-            .map(|mount| MountPlan::new(mount, bundle))
+            .map(|mount| MountPlan::new(mount, bundle, mount_label))
             .collect::<Result<Vec<_>>>()?;
-        refuse_unsupported(linux)?;
         check_namespaces(&namespaces, spec, linux, &mounts)?;
         let populate_dev = !mounts.iter().any(binds_dev);
+        let net_devices = net_devices::plan(linux, &namespaces)?;
         Ok(Plan {
             rootfs: bundle.join(root.path()),
             readonly_rootfs: root.readonly().unwrap_or(false),
@@ -71,24 +86,26 @@ impl Plan {
             populate_dev,
             masked: paths("linux.maskedPaths", linux.masked_paths())?,
             readonly: paths("linux.readonlyPaths", linux.readonly_paths())?,
-            sysctls: sysctls(linux, &namespaces)?,
+            sysctls: sysctl::plan(linux, &namespaces)?,
             hostname: uts_name("hostname", spec.hostname())?,
             domainname: uts_name("domainname", spec.domainname())?,
             process: process(spec, linux)?,
             hooks: Hooks::new(spec.hooks().as_ref())?,
             limits: Limits::new(linux.resources().as_ref())?,
+            net_devices,
+            rdt: linux.intel_rdt().as_ref().map(rdt::Rdt::new).transpose()?,
+            mount_label: mount_label.is_some(),
+            cgroup_owner: cgroup_owner(spec, linux, &namespaces),
             namespaces,
         })
     }
 }
 
-fn check_version(version: &str) -> Result<()> {
-    if version.starts_with("1.") {
-        return Ok(());
+impl Plan {
+    /// The parent has something to do between the making of the namespaces and that of the mounts.
+    pub fn meets(&self) -> bool {
+        self.hooks.between() || !self.net_devices.is_empty()
     }
-    Err(Error::invalid(format!(
-        "ociVersion is {version:?}; this runtime understands version 1"
-    )))
 }
 
 fn process(spec: &spec::Spec, linux: &spec::Linux) -> Result<ProcessPlan> {
@@ -99,10 +116,12 @@ fn process(spec: &spec::Spec, linux: &spec::Linux) -> Result<ProcessPlan> {
     let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?.flatten();
     let mut plan = ProcessPlan::new(process, filter)?;
     plan.personality = linux.personality().as_ref().map(personality).transpose()?;
+    plan.memory_policy = linux.memory_policy().as_ref().map(MemoryPolicy::new).transpose()?;
     Ok(plan)
 }
 
-fn personality(personality: &spec::LinuxPersonality) -> Result<u64> {
+/// personality(2)'s argument.
+pub(crate) fn personality(personality: &spec::LinuxPersonality) -> Result<u64> {
     if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
         return Err(Error::invalid(
             "linux.personality.flags is not empty; no flag is defined",
@@ -115,22 +134,47 @@ fn personality(personality: &spec::LinuxPersonality) -> Result<u64> {
     })
 }
 
-/// What the specification has and this runtime has not: refused, so that nobody believes it was applied.
-fn refuse_unsupported(linux: &spec::Linux) -> Result<()> {
-    let refuse = |what: &str| Err(Error::invalid(format!("{what} is not supported by this runtime")));
-    if linux.intel_rdt().is_some() {
-        return refuse("linux.intelRdt");
+/// Sections for other platforms: a configuration that has them was not made for this one.
+fn refuse_other_platforms(spec: &spec::Spec) -> Result<()> {
+    let present = [
+        ("solaris", spec.solaris().is_some()),
+        ("windows", spec.windows().is_some()),
+        ("vm", spec.vm().is_some()),
+        ("zos", spec.zos().is_some()),
+    ];
+    match present.iter().find(|(_, present)| *present) {
+        Some((section, _)) => Err(Error::invalid(format!(
+            "config.json has a section {section:?}: this runtime runs Linux containers only"
+        ))),
+        None => Ok(()),
     }
-    if linux.memory_policy().is_some() {
-        return refuse("linux.memoryPolicy");
+}
+
+/// The host's id of the process's user, where the container may write to a cgroup file system of its own.
+/// config-linux.md, "Cgroup ownership".
+fn cgroup_owner(spec: &spec::Spec, linux: &spec::Linux, namespaces: &Namespaces) -> Option<u32> {
+    if !namespaces.makes(libc::CLONE_NEWCGROUP) {
+        return None;
     }
-    if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
-        return refuse("linux.netDevices");
+    let writable = |mount: &spec::Mount| {
+        let kind = mount.typ().as_deref();
+        let read_only = mount.options().iter().flatten().any(|option| option == "ro");
+        mount.destination() == Path::new("/sys/fs/cgroup") && matches!(kind, Some("cgroup" | "cgroup2")) && !read_only
+    };
+    if !spec.mounts().iter().flatten().any(writable) {
+        return None;
     }
-    if linux.mount_label().as_deref().is_some_and(|label| !label.is_empty()) {
-        return refuse("linux.mountLabel (SELinux)");
+    let uid = spec.process().as_ref()?.user().uid();
+    let mappings = linux.uid_mappings().as_deref().unwrap_or_default();
+    let host = |map: &spec::LinuxIdMapping| {
+        let offset = uid.checked_sub(map.container_id()).filter(|&offset| offset < map.size())?;
+        map.host_id().checked_add(offset)
+    };
+    match mappings.is_empty() {
+        true => Some(uid),
+        false => mappings.iter().find_map(host),
     }
-    Ok(())
+    .filter(|&uid| uid != 0)
 }
 
 /// Everything that acts on a namespace needs that namespace to be the container's own.
@@ -191,56 +235,6 @@ fn uts_name(field: &str, name: &Option<String>) -> Result<Option<CString>> {
     }
 }
 
-/// sysctls that belong to a namespace the container owns; any other would change the host.
-fn sysctls(linux: &spec::Linux, namespaces: &Namespaces) -> Result<Vec<(CString, CString)>> {
-    const IPC: [&str; 9] = [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-        "kernel.msg_next_id",
-    ];
-    let one = |(name, value): (&String, &String)| {
-        // "net/ipv4/conf/eth0.100/x" keeps its dots, "net.ipv4.x" has them for slashes.
-        let dotted = match name.find(['.', '/']).map(|at| name.as_bytes()[at]) {
-            Some(b'/') => name.replace('/', "."),
-            _ => name.clone(),
-        };
-        let path = match dotted == *name {
-            true => name.replace(['.', '/'], "\0").replace('\0', "/"),
-            false => name.clone(),
-        };
-        let (owner, kind) = match &*dotted {
-            name if name.starts_with("net.") => (libc::CLONE_NEWNET, "network"),
-            name if IPC.contains(&name) || name.starts_with("fs.mqueue.") => (libc::CLONE_NEWIPC, "ipc"),
-            "kernel.domainname" => (libc::CLONE_NEWUTS, "uts"),
-            "kernel.hostname" => {
-                return Err(Error::invalid(
-                    "linux.sysctl: kernel.hostname conflicts with the field hostname",
-                ));
-            }
-            _ => {
-                return Err(Error::invalid(format!(
-                    "linux.sysctl: {name:?} belongs to no namespace, setting it would change the host"
-                )));
-            }
-        };
-        if !namespaces.has(owner) {
-            return Err(Error::invalid(format!(
-                "linux.sysctl: {name:?} needs a {kind} namespace of the container's own in linux.namespaces"
-            )));
-        }
-        Ok((c_string("linux.sysctl", &path)?, c_string("linux.sysctl", value)?))
-    };
-    let mut sysctls = linux.sysctl().iter().flatten().map(one).collect::<Result<Vec<_>>>()?;
-    sysctls.sort();
-    Ok(sysctls)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,20 +281,30 @@ mod tests {
     }
 
     #[test]
-    fn sysctls_of_the_host_are_refused() {
-        assert!(
-            refusal(|config| config["linux"]["sysctl"] = json!({"vm.swappiness": "1"})).contains("change the host")
-        );
-        let plan = plan(|config| config["linux"]["sysctl"] = json!({"kernel.shmmax": "4096"})).unwrap();
-        assert_eq!(plan.sysctls, [(c"kernel/shmmax".into(), c"4096".into())]);
+    fn what_is_not_supported_is_refused_not_ignored() {
+        assert!(refusal(|config| config["windows"] = json!({"layerFolders": []})).contains("windows"));
+        assert!(refusal(|config| config["linux"]["personality"] = json!({"domain": "LINUX", "flags": ["x"]})).contains("flag"));
+        assert!(refusal(|config| config["ociVersion"] = json!("2.0.0")).contains("2.0.0"));
+        assert!(refusal(|config| config["linux"]["rootfsPropagation"] = json!("upwards")).contains("upwards"));
     }
 
     #[test]
-    fn what_is_not_supported_is_refused_not_ignored() {
-        assert!(refusal(|config| config["linux"]["intelRdt"] = json!({})).contains("intelRdt"));
-        assert!(refusal(|config| config["linux"]["mountLabel"] = json!("x")).contains("SELinux"));
-        assert!(refusal(|config| config["ociVersion"] = json!("2.0.0")).contains("2.0.0"));
-        assert!(refusal(|config| config["linux"]["rootfsPropagation"] = json!("upwards")).contains("upwards"));
+    fn only_a_writable_cgroup_mount_makes_an_owner() {
+        let owner = |options: Value, uid: u32| {
+            plan(|config| {
+                config["mounts"] = json!([{"destination": "/sys/fs/cgroup", "type": "cgroup", "options": options}]);
+                config["process"]["user"]["uid"] = json!(uid);
+                config["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "cgroup"}, {"type": "user"}]);
+                let map = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+                config["linux"]["uidMappings"] = map.clone();
+                config["linux"]["gidMappings"] = map;
+            })
+            .unwrap()
+            .cgroup_owner
+        };
+        assert_eq!(owner(json!(["rw"]), 7), Some(100_007));
+        assert_eq!(owner(json!(["ro"]), 7), None);
+        assert_eq!(owner(json!(["rw"]), 5000), None);
     }
 
     #[test]

@@ -62,6 +62,9 @@ pub(crate) struct Idmap {
     pub recursive: bool,
 }
 
+/// File systems that take no SELinux context.
+const UNLABELLED: [&str; 6] = ["proc", "sysfs", "mqueue", "cgroup", "cgroup2", "bind"];
+
 /// Files below /proc that may be replaced by a bind mount, as runc allows them (lxcfs, CRIU, FIPS).
 const REPLACEABLE_IN_PROC: [&str; 11] = [
     "proc/cpuinfo",
@@ -78,12 +81,16 @@ const REPLACEABLE_IN_PROC: [&str; 11] = [
 ];
 
 impl MountPlan {
-    /// Check one entry of `mounts` and lay it out. `bundle` is where relative bind sources start.
-    pub fn new(mount: &spec::Mount, bundle: &Path) -> Result<MountPlan> {
+    /// Check one entry of `mounts` and lay it out. `bundle` is where relative bind sources start; `label` is the SELinux
+    /// context of new file systems.
+    pub fn new(mount: &spec::Mount, bundle: &Path, label: Option<&str>) -> Result<MountPlan> {
         let destination = mount.destination();
         let target = in_root(destination);
         let kind = mount.typ().as_deref().unwrap_or("bind");
-        let options = Options::parse(mount.options().as_deref().unwrap_or_default());
+        let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
+        if let Some(label) = label.filter(|_| !UNLABELLED.contains(&kind)) {
+            options.parameters.push(("context".into(), Some(label.into())));
+        }
         let bind = options.bind || options.recursive_bind || kind == "bind" || kind == "rbind";
         let recursive = options.recursive_bind || kind == "rbind";
         if target == Path::new(".") {
@@ -290,7 +297,7 @@ mod tests {
     use super::*;
 
     fn mount(json: serde_json::Value) -> Result<MountPlan> {
-        MountPlan::new(&serde_json::from_value(json).unwrap(), Path::new("/bundle"))
+        MountPlan::new(&serde_json::from_value(json).unwrap(), Path::new("/bundle"), None)
     }
 
     #[test]

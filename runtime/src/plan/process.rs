@@ -7,6 +7,7 @@ use std::path::Path;
 
 use libc::c_char;
 
+use super::placement::{Affinity, MemoryPolicy};
 use crate::caps;
 use crate::error::{Error, Result};
 use crate::seccomp::Filter;
@@ -70,8 +71,13 @@ pub(crate) struct ProcessPlan {
     pub io_priority: Option<i32>,
     pub scheduler: Option<libc::sched_attr>,
     pub personality: Option<u64>,
+    pub memory_policy: Option<MemoryPolicy>,
+    /// Of a process that enters a running container.
+    pub affinity: Affinity,
     /// What to write to /proc/thread-self/attr/apparmor/exec.
     pub apparmor: Option<CString>,
+    /// What to write to /proc/thread-self/attr/exec: the SELinux label.
+    pub selinux: Option<CString>,
 }
 
 impl ProcessPlan {
@@ -86,15 +92,6 @@ impl ProcessPlan {
                 "process.cwd must be an absolute path, not {:?}",
                 process.cwd().display()
             )));
-        }
-        if process
-            .selinux_label()
-            .as_deref()
-            .is_some_and(|label| !label.is_empty())
-        {
-            return Err(Error::invalid(
-                "process.selinuxLabel is set, but this runtime has no SELinux support",
-            ));
         }
         let (environment, path, needs_home) = environment(process.env().as_deref().unwrap_or_default())?;
         let user = process.user();
@@ -126,10 +123,16 @@ impl ProcessPlan {
                     size.width().min(u16::MAX.into()) as u16,
                 )
             }),
-            io_priority: process.io_priority().as_ref().map(io_priority),
-            scheduler: process.scheduler().as_ref().map(scheduler),
+            io_priority: process.io_priority().as_ref().map(io_priority).transpose()?,
+            scheduler: process.scheduler().as_ref().map(scheduler).transpose()?,
             personality: None,
-            apparmor: apparmor(process)?,
+            memory_policy: None,
+            affinity: match process.exec_cpu_affinity() {
+                Some(affinity) => Affinity::new(affinity)?,
+                None => Affinity::default(),
+            },
+            apparmor: label("process.apparmorProfile", "exec ", process.apparmor_profile())?,
+            selinux: label("process.selinuxLabel", "", process.selinux_label())?,
         })
     }
 }
@@ -233,18 +236,24 @@ fn rlimit_number(limit: PosixRlimitType) -> u32 {
 }
 
 /// ioprio_set(2)'s value: class in the top bits, priority below.
-fn io_priority(priority: &spec::LinuxIOPriority) -> i32 {
+fn io_priority(priority: &spec::LinuxIOPriority) -> Result<i32> {
     const IOPRIO_CLASS_SHIFT: i32 = 13;
+    if !(0..=7).contains(&priority.priority()) {
+        return Err(Error::invalid(format!(
+            "process.ioPriority: priority {} is not between 0 and 7",
+            priority.priority()
+        )));
+    }
     let class = match priority.class() {
         spec::IOPriorityClass::IoprioClassRt => 1,
         spec::IOPriorityClass::IoprioClassBe => 2,
         spec::IOPriorityClass::IoprioClassIdle => 3,
     };
-    class << IOPRIO_CLASS_SHIFT | (priority.priority() as i32 & 0x1fff)
+    Ok(class << IOPRIO_CLASS_SHIFT | priority.priority() as i32)
 }
 
 /// sched_setattr(2)'s structure.
-fn scheduler(scheduler: &spec::Scheduler) -> libc::sched_attr {
+fn scheduler(scheduler: &spec::Scheduler) -> Result<libc::sched_attr> {
     use spec::LinuxSchedulerFlag as Flag;
     use spec::LinuxSchedulerPolicy as Policy;
     let policy = match scheduler.policy() {
@@ -265,22 +274,25 @@ fn scheduler(scheduler: &spec::Scheduler) -> libc::sched_attr {
         Flag::SchedFlagUtilClampMin => 0x20,
         Flag::SchedFlagUtilClampMax => 0x40,
     };
-    libc::sched_attr {
+    let priority = u32::try_from(scheduler.priority().unwrap_or(0))
+        .map_err(|_| Error::invalid("process.scheduler: priority is negative; nice is the field for that"))?;
+    Ok(libc::sched_attr {
         size: size_of::<libc::sched_attr>() as u32,
         sched_policy: policy,
         sched_flags: scheduler.flags().iter().flatten().map(flag).sum(),
         sched_nice: scheduler.nice().unwrap_or(0),
-        sched_priority: scheduler.priority().unwrap_or(0) as u32,
+        sched_priority: priority,
         sched_runtime: scheduler.runtime().unwrap_or(0),
         sched_deadline: scheduler.deadline().unwrap_or(0),
         sched_period: scheduler.period().unwrap_or(0),
-    }
+    })
 }
 
-fn apparmor(process: &spec::Process) -> Result<Option<CString>> {
-    match process.apparmor_profile().as_deref() {
+/// The text of a security label for the kernel, with what it wants in front.
+fn label(field: &str, before: &str, label: &Option<String>) -> Result<Option<CString>> {
+    match label.as_deref() {
         None | Some("") => Ok(None),
-        Some(profile) => c_string("process.apparmorProfile", &format!("exec {profile}")).map(Some),
+        Some(label) => c_string(field, &format!("{before}{label}")).map(Some),
     }
 }
 

@@ -18,13 +18,14 @@ use crate::spec::{
 };
 
 /// Actions a profile may name.
-pub const ACTIONS: [&str; 8] = [
+pub const ACTIONS: [&str; 9] = [
     "SCMP_ACT_ALLOW",
     "SCMP_ACT_ERRNO",
     "SCMP_ACT_KILL",
     "SCMP_ACT_KILL_PROCESS",
     "SCMP_ACT_KILL_THREAD",
     "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
     "SCMP_ACT_TRACE",
     "SCMP_ACT_TRAP",
 ];
@@ -41,11 +42,16 @@ pub const OPERATORS: [&str; 7] = [
 /// Architectures whose system calls are known.
 pub const ARCHITECTURES: [&str; 3] = ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32"];
 /// Flags of a filter.
-pub const FLAGS: [&str; 3] = [
+pub const FLAGS: [&str; 4] = [
     "SECCOMP_FILTER_FLAG_TSYNC",
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
     "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
+
+// linux/seccomp.h
+const FLAG_TSYNC_ESRCH: u64 = 1 << 4;
+const FLAG_WAIT_KILLABLE_RECV: u64 = 1 << 5;
 
 const MAX_ARGUMENTS: usize = 6;
 const MAX_ERRNO: u32 = 4095;
@@ -58,6 +64,11 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
+    /// Loading it makes a descriptor from which an agent reads what the process asks for.
+    pub fn has_listener(&self) -> bool {
+        self.flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
+    }
+
     /// For the state directory: flags, then 8 bytes an instruction.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = self.flags.to_le_bytes().to_vec();
@@ -92,12 +103,17 @@ impl Filter {
 pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Option<Filter>> {
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let calls = profile.syscalls().as_deref().unwrap_or_default();
+    let notifies = notifies(profile)?;
+    let flags = flags(profile, notifies)?;
     if profile.default_action() == Action::ScmpActAllow && calls.is_empty() {
         return Ok(None);
     }
     let architectures = Architectures::new(profile.architectures().as_deref().unwrap_or_default())?;
     let mut rules = Vec::new();
     for call in calls {
+        if call.names().is_empty() {
+            return Err(Error::invalid("linux.seccomp: an entry of syscalls has no names"));
+        }
         let action = action(call.action(), call.errno_ret())?;
         let alternatives = alternatives(call)?;
         for name in call.names() {
@@ -112,14 +128,55 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Option<Filter>> {
         }
     }
     let program = emit::program(default, &architectures, &rules)?;
-    let flags = profile.flags().as_deref().unwrap_or_default();
-    let flags = flags
-        .iter()
-        .map(flag)
-        .collect::<Result<Vec<_>>>()?
-        .iter()
-        .fold(0, |all, flag| all | flag);
     Ok(Some(Filter { program, flags }))
+}
+
+/// Some action is SCMP_ACT_NOTIFY; if so, the rest of the profile fits.
+fn notifies(profile: &LinuxSeccomp) -> Result<bool> {
+    let path = profile.listener_path().as_deref().filter(|path| !path.as_os_str().is_empty());
+    if path.is_none() && profile.listener_metadata().as_deref().is_some_and(|data| !data.is_empty()) {
+        return Err(Error::invalid("linux.seccomp: listenerMetadata is set without listenerPath"));
+    }
+    let calls = profile.syscalls().as_deref().unwrap_or_default();
+    let notify = Action::ScmpActNotify;
+    if profile.default_action() != notify && calls.iter().all(|call| call.action() != notify) {
+        return Ok(false);
+    }
+    if path.is_none() {
+        return Err(Error::invalid("linux.seccomp: SCMP_ACT_NOTIFY needs listenerPath, the agent's socket"));
+    }
+    // The process hands out the descriptor itself, under the filter.
+    let passes = |action| matches!(action, Action::ScmpActAllow | Action::ScmpActLog);
+    let mut sending = calls.iter().filter(|call| call.names().iter().any(|name| name == "sendmsg")).peekable();
+    let free = match sending.peek() {
+        None => passes(profile.default_action()),
+        Some(_) => sending.all(|call| passes(call.action()) && call.args().as_deref().unwrap_or_default().is_empty()),
+    };
+    match free {
+        true => Ok(true),
+        false => Err(Error::invalid(
+            "linux.seccomp: with SCMP_ACT_NOTIFY the call sendmsg must be allowed: the runtime needs it, under the filter, \
+             to hand its descriptor to the agent",
+        )),
+    }
+}
+
+fn flags(profile: &LinuxSeccomp, notifies: bool) -> Result<u64> {
+    let listed = profile.flags().as_deref().unwrap_or_default();
+    let mut flags = listed.iter().fold(0, |all, one| all | flag(one));
+    if flags & FLAG_WAIT_KILLABLE_RECV != 0 && !notifies {
+        return Err(Error::invalid(
+            "linux.seccomp: SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV is for profiles with SCMP_ACT_NOTIFY, which this one is not",
+        ));
+    }
+    if notifies {
+        flags |= libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+        // The kernel takes both only if a failure is no thread id, which could not be told from a descriptor.
+        if flags & libc::SECCOMP_FILTER_FLAG_TSYNC != 0 {
+            flags |= FLAG_TSYNC_ESRCH;
+        }
+    }
+    Ok(flags)
 }
 
 /// Which system-call tables the filter covers; all others are killed.
@@ -155,31 +212,24 @@ impl Architectures {
 }
 
 fn action(action: Action, errno: Option<u32>) -> Result<u32> {
-    if action == Action::ScmpActNotify {
-        return Err(Error::invalid(
-            "linux.seccomp: SCMP_ACT_NOTIFY is not supported by this runtime",
-        ));
+    match (errno, action) {
+        (None, _) | (Some(..=MAX_ERRNO), Action::ScmpActErrno | Action::ScmpActTrace) => Ok(action.as_u32(errno)),
+        (Some(errno), Action::ScmpActErrno | Action::ScmpActTrace) => Err(Error::invalid(format!(
+            "linux.seccomp: errnoRet {errno} is above {MAX_ERRNO}"
+        ))),
+        (Some(errno), _) => Err(Error::invalid(format!(
+            "linux.seccomp: errnoRet {errno} is given for {action}, which returns no error"
+        ))),
     }
-    if errno.is_some_and(|errno| errno > MAX_ERRNO) {
-        return Err(Error::invalid(format!(
-            "linux.seccomp: errnoRet {} is above {MAX_ERRNO}",
-            errno.unwrap_or(0)
-        )));
-    }
-    Ok(action.as_u32(errno))
 }
 
-fn flag(flag: &Flag) -> Result<u64> {
-    Ok(match flag {
+fn flag(flag: &Flag) -> u64 {
+    match flag {
         Flag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
         Flag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
         Flag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-        Flag::SeccompFilterFlagWaitKillableRecv => {
-            return Err(Error::invalid(
-                "linux.seccomp: WAIT_KILLABLE_RECV goes with SCMP_ACT_NOTIFY, which is not supported",
-            ));
-        }
-    })
+        Flag::SeccompFilterFlagWaitKillableRecv => FLAG_WAIT_KILLABLE_RECV,
+    }
 }
 
 /// Conditions on arguments: any of the alternatives, each all of its conditions. Conditions on one argument that
@@ -311,9 +361,41 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_that_notifies_makes_a_listener() {
+        let filter = filter(serde_json::json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/s",
+            "flags": ["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]
+        }))
+        .unwrap();
+        assert!(filter.has_listener());
+        assert_eq!(filter.flags, 1 | 1 << 3 | 1 << 4 | 1 << 5);
+        assert_eq!(run(&filter.program, AUDIT_ARCH_X86_64, 83, [0; 6]), 0x7fc0_0000);
+    }
+
+    #[test]
     fn what_cannot_be_done_is_refused() {
         let refused = |json| filter(json).err().unwrap().to_string();
-        assert!(refused(serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"})).contains("NOTIFY"));
+        assert!(refused(serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"})).contains("listenerPath"));
+        assert!(
+            refused(serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "x"}))
+                .contains("listenerMetadata")
+        );
+        assert!(
+            refused(serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/s",
+                "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}))
+            .contains("sendmsg")
+        );
+        assert!(
+            refused(serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO",
+                "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ALLOW", "errnoRet": 1}]}))
+            .contains("returns no error")
+        );
+        assert!(
+            refused(serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO",
+                "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]}))
+            .contains("WAIT_KILLABLE_RECV")
+        );
         assert!(
             refused(serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 5000})).contains("5000")
         );
