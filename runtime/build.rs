@@ -4,7 +4,12 @@
 use std::path::Path;
 use std::process::Command;
 
+/// Where `cargo xtask layout` wants the addresses of all functions.
+const MAP: &str = "HULL_LINK_MAP";
+
 fn main() {
+    // Set by the fuzzers, see fuzz/.
+    println!("cargo::rustc-check-cfg=cfg(fuzzing)");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=link-order.txt");
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
@@ -21,6 +26,13 @@ fn main() {
             "cargo::rustc-link-arg-bins=-Wl,--symbol-ordering-file={}",
             order.display()
         );
+        println!("cargo::rerun-if-env-changed={MAP}");
+        if let Some(map) = std::env::var_os(MAP) {
+            println!(
+                "cargo::rustc-link-arg-bins=-Wl,--no-demangle,-Map={}",
+                Path::new(&map).display()
+            );
+        }
     }
 }
 

@@ -1,14 +1,22 @@
-//! Where a cluster lives on this machine: directories, addresses, names. `hull up` writes what it was started with to
-//! `<run-dir>/cluster.json`, so that `down`, `status` and `image` need no flags to find it again.
+//! Where a cluster lives on this machine: directories, addresses, names. `hull up` and `hull agent` write what they were
+//! started with to `<run-dir>/cluster.json`, so that `down`, `status` and `image` need no flags to find it again.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use hull_agent::AgentConfig;
+use hull_agent::network::{Cidr, Transport};
+use hull_control::pki::PkiConfig;
+use hull_control::server::ControlConfig;
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
+
+/// Size of a node's pod ranges, IPv4 and IPv6.
+const NODE_BITS: (u8, u8) = (24, 64);
 
 /// Directories and addresses of a cluster; every default can be overridden, so that several clusters fit on one machine.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
@@ -22,22 +30,36 @@ pub struct Cluster {
     /// Name of this node [default: the host name]
     #[arg(long, global = true, value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Address of this node as pods and other nodes see it [default: that of the default route, else of the pod network]
-    #[arg(long, global = true, value_name = "IP")]
-    pub node_ip: Option<Ipv4Addr>,
+    /// Addresses of this node as pods and other nodes see it, one of each family [default: that of the way to the API
+    /// server, else of the default route, else of the pod network]
+    #[arg(long = "node-ip", global = true, value_name = "IP", value_delimiter = ',')]
+    pub node_ips: Vec<IpAddr>,
     /// Where the API server listens
     #[arg(long, global = true, default_value = "0.0.0.0:6443", value_name = "IP:PORT")]
     pub listen: SocketAddr,
+    /// Further name or address in the API server's certificate; may be repeated
+    #[arg(long = "tls-san", global = true, value_name = "NAME")]
+    pub tls_sans: Vec<String>,
     /// Where the agent's kubelet API listens
     #[arg(long, global = true, default_value = "0.0.0.0:10250", value_name = "IP:PORT")]
     pub agent_listen: SocketAddr,
-    /// Addresses of this node's pods
-    #[arg(long, global = true, default_value = "10.244.0.0/24", value_name = "CIDR")]
-    pub pod_cidr: String,
-    /// Addresses of services
-    #[arg(long, global = true, default_value = "10.96.0.0/16", value_name = "CIDR")]
+    /// Addresses of all nodes' pods, one range or one of each family; each node gets a /24 and a /64 of them
+    #[arg(long, global = true, default_value = "10.244.0.0/16", value_name = "CIDR[,CIDR]")]
+    pub cluster_cidr: String,
+    /// Addresses of this node's pods [default: the first part of the cluster's that is free]
+    #[arg(long, global = true, value_name = "CIDR[,CIDR]")]
+    pub pod_cidr: Option<String>,
+    /// Addresses of services, one range or one of each family
+    #[arg(long, global = true, default_value = "10.96.0.0/16", value_name = "CIDR[,CIDR]")]
     pub service_cidr: String,
-    /// The cgroup, below the cgroup2 mount, that holds all pods
+    /// How packets get to the pods of other nodes: auto, direct or vxlan
+    #[arg(long, global = true, default_value = "auto", value_name = "WAY")]
+    pub pod_network: String,
+    /// The cgroup, below the cgroup2 mount, of this node's processes: pods live in it, clients in it see the services
+    /// [default: the whole machine]
+    #[arg(long, global = true, default_value = "", hide_default_value = true, value_name = "NAME")]
+    pub node_cgroup: String,
+    /// The cgroup, below the node's, that holds all pods
     #[arg(long, global = true, default_value = "hull", value_name = "NAME")]
     pub cgroup: String,
     /// Where the service proxy pins its maps and links
@@ -46,6 +68,28 @@ pub struct Cluster {
     /// Registries that are spoken to without TLS, `host:port` (loopback always is); may be repeated
     #[arg(long = "insecure-registry", global = true, value_name = "HOST:PORT")]
     pub insecure_registries: Vec<String>,
+    /// A node whose agent was silent for so long is not ready
+    #[arg(long, global = true, default_value = "40s", value_name = "TIME", value_parser = duration)]
+    pub node_monitor_grace_period: Duration,
+    /// For how long the agent's lease is good; it is renewed four times in that time
+    #[arg(long, global = true, default_value = "40s", value_name = "TIME", value_parser = duration)]
+    pub node_lease_duration: Duration,
+    /// How long certificates are good for; they are renewed in time
+    #[arg(long, global = true, default_value = "8760h", value_name = "TIME", value_parser = duration)]
+    pub cluster_signing_duration: Duration,
+    /// URL of the API server of the cluster that this machine joined (hull agent --join)
+    #[arg(skip)]
+    #[serde(default)]
+    pub joined: Option<String>,
+}
+
+/// `40s`, `15m`, `8760h`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: SignedDuration = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    match Duration::try_from(parsed) {
+        Ok(time) if time >= Duration::from_secs(1) => Ok(time),
+        _ => Err("at least one second".to_owned()),
+    }
 }
 
 impl Cluster {
@@ -58,12 +102,38 @@ impl Cluster {
             let name = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host name")?;
             self.node_name = Some(name.trim().to_lowercase());
         }
-        network(&self.service_cidr).context("--service-cidr")?;
-        let (pods, _) = network(&self.pod_cidr).context("--pod-cidr")?;
-        if self.node_ip.is_none() {
-            self.node_ip = Some(default_address().unwrap_or(Ipv4Addr::from(u32::from(pods) + 1)));
+        ranges(&self.service_cidr).context("--service-cidr")?;
+        let cluster = ranges(&self.cluster_cidr).context("--cluster-cidr")?;
+        let pods = match &self.pod_cidr {
+            Some(text) => ranges(text).context("--pod-cidr")?,
+            None => cluster,
+        };
+        let _: Transport = self.pod_network.parse().context("--pod-network")?;
+        if let [first, second] = self.node_ips[..] {
+            ensure!(first.is_ipv4() != second.is_ipv4(), "--node-ip: two addresses of one family");
+        }
+        ensure!(self.node_ips.len() <= 2, "--node-ip: more than one address of each family");
+        if self.node_ips.is_empty() {
+            let found = self.joined.as_deref().and_then(address_towards).or_else(default_address);
+            self.node_ips.extend(found.or_else(|| pods[0].nth(1)));
         }
         Ok(self)
+    }
+
+    /// This node's pod ranges where nobody assigns them: as given, else the first of the cluster's.
+    ///
+    /// # Errors
+    /// The cluster's ranges are malformed.
+    pub fn first_pod_cidr(&self) -> Result<String> {
+        if let Some(given) = &self.pod_cidr {
+            return Ok(given.clone());
+        }
+        let first = |range: &Cidr| {
+            let bits = if range.is_ipv4() { NODE_BITS.0 } else { NODE_BITS.1 };
+            Cidr::new(range.base(), bits.max(range.prefix())).map(|range| range.to_string())
+        };
+        let cluster = ranges(&self.cluster_cidr).context("--cluster-cidr")?;
+        Ok(cluster.iter().filter_map(first).collect::<Vec<_>>().join(","))
     }
 
     /// What the cluster with this run directory was started with, if it was; else these flags, completed.
@@ -74,7 +144,7 @@ impl Cluster {
         let path = self.record();
         match fs::read(&path) {
             Ok(bytes) => {
-                serde_json::from_slice(&bytes).with_context(|| format!("{}: not a record of hull up", path.display()))
+                serde_json::from_slice(&bytes).with_context(|| format!("{}: not a record of hull", path.display()))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.complete(),
             Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
@@ -123,34 +193,75 @@ impl Cluster {
         self.node_name.as_deref().unwrap_or_default()
     }
 
-    /// The node's address.
+    /// The node's first address.
     pub fn address(&self) -> IpAddr {
-        IpAddr::V4(self.node_ip.unwrap_or(Ipv4Addr::LOCALHOST))
+        self.node_ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 
     /// The API server as clients on this machine reach it.
     pub fn server_url(&self) -> String {
-        let ip = self.listen.ip();
-        let ip = if ip.is_unspecified() {
-            IpAddr::V4(Ipv4Addr::LOCALHOST)
-        } else {
-            ip
+        if let Some(joined) = &self.joined {
+            return joined.clone();
+        }
+        let ip = match self.listen.ip() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
         };
         format!("https://{}", SocketAddr::new(ip, self.listen.port()))
     }
 
-    /// The n-th address of the service range.
+    /// The n-th address of the first service range.
     ///
     /// # Errors
     /// The range is malformed or too small.
-    pub fn service_address(&self, n: u32) -> Result<Ipv4Addr> {
-        let (base, bits) = network(&self.service_cidr).context("--service-cidr")?;
-        ensure!(
-            u64::from(n) < 1u64 << (32 - bits),
-            "--service-cidr {}: too small",
-            self.service_cidr
-        );
-        Ok(Ipv4Addr::from(u32::from(base) + n))
+    pub fn service_address(&self, n: u128) -> Result<IpAddr> {
+        let first = ranges(&self.service_cidr).context("--service-cidr")?[0];
+        first
+            .nth(n)
+            .with_context(|| format!("--service-cidr {}: too small", self.service_cidr))
+    }
+
+    /// What the certificates must say.
+    ///
+    /// # Errors
+    /// The service ranges are malformed.
+    pub fn pki_config(&self) -> Result<PkiConfig> {
+        let mut config = PkiConfig::new(self.node(), &self.server_url());
+        let services = ranges(&self.service_cidr).context("--service-cidr")?;
+        config.ips.clone_from(&self.node_ips);
+        config.ips.extend(services.iter().filter_map(|range| range.nth(1)));
+        config.ips.extend([IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()]);
+        config.names = vec!["localhost".to_owned(), self.node().to_owned()];
+        for san in &self.tls_sans {
+            match san.parse() {
+                Ok(ip) => config.ips.push(ip),
+                Err(_) => config.names.push(san.clone()),
+            }
+        }
+        config.ips.sort();
+        config.ips.dedup();
+        config.life = self.certificate_life();
+        Ok(config)
+    }
+
+    fn certificate_life(&self) -> SignedDuration {
+        SignedDuration::try_from(self.cluster_signing_duration).unwrap_or(SignedDuration::MAX)
+    }
+
+    /// The control plane's part of the configuration.
+    ///
+    /// # Errors
+    /// The service ranges are malformed.
+    pub fn control_config(&self) -> Result<ControlConfig> {
+        let mut config = ControlConfig::new(&self.data_dir, self.pki_config()?, self.listen, self.address());
+        config.pki_dir = self.pki_dir();
+        config.service_cidr.clone_from(&self.service_cidr);
+        config.cluster_cidr.clone_from(&self.cluster_cidr);
+        config.pod_network.clone_from(&self.pod_network);
+        config.node_grace = self.node_monitor_grace_period;
+        config.signing_life = self.certificate_life();
+        Ok(config)
     }
 
     /// The agent's part of the configuration.
@@ -158,53 +269,84 @@ impl Cluster {
     /// # Errors
     /// The running binary's path is unknown or hull-runtime is not beside it.
     pub fn agent_config(&self) -> Result<AgentConfig> {
-        let pki = self.pki_dir();
         let mut config = AgentConfig::new(self.node());
         config.run_dir.clone_from(&self.run_dir);
         config.data_dir.clone_from(&self.data_dir);
-        config.kubeconfig = pki.join("agent.kubeconfig");
-        config.serving_cert = pki.join("agent.crt");
-        config.serving_key = pki.join("agent.key");
-        config.client_ca = pki.join("ca.crt");
-        config.pod_cidr.clone_from(&self.pod_cidr);
+        if self.joined.is_some() {
+            let own = config.identity_dir();
+            config.joined = true;
+            config.kubeconfig = own.join("kubeconfig");
+            config.client_ca = own.join("ca.crt");
+            config.serving_cert = own.join("none");
+            config.serving_key = own.join("none");
+            config.pod_cidr = self.pod_cidr.clone().unwrap_or_default();
+        } else {
+            let pki = self.pki_dir();
+            config.kubeconfig = pki.join("agent.kubeconfig");
+            config.serving_cert = pki.join("agent.crt");
+            config.serving_key = pki.join("agent.key");
+            config.client_ca = pki.join("ca.crt");
+            config.pod_cidr = self.first_pod_cidr()?;
+        }
+        config.cluster_cidr.clone_from(&self.cluster_cidr);
         config.service_cidr.clone_from(&self.service_cidr);
-        config.cluster_dns = self.service_address(10)?;
+        config.pod_network = self.pod_network.parse().context("--pod-network")?;
+        if let IpAddr::V4(dns) = self.service_address(10)? {
+            config.cluster_dns = dns;
+        }
+        config.node_cgroup.clone_from(&self.node_cgroup);
         config.cgroup_parent.clone_from(&self.cgroup);
         config.bpf_dir.clone_from(&self.bpf_dir);
         config.listen = self.agent_listen;
-        config.node_ip = Some(self.address());
+        config.node_ips.clone_from(&self.node_ips);
+        config.lease_seconds = u32::try_from(self.node_lease_duration.as_secs()).unwrap_or(u32::MAX);
         config.runtime_binary = runtime_binary()?;
         config.insecure_registries.clone_from(&self.insecure_registries);
         Ok(config)
     }
 }
 
-/// Base address and prefix length of an IPv4 range.
-fn network(cidr: &str) -> Result<(Ipv4Addr, u32)> {
-    let (base, bits) = cidr
-        .split_once('/')
-        .with_context(|| format!("{cidr:?}: want ADDRESS/BITS"))?;
-    let base: Ipv4Addr = base.parse().with_context(|| format!("{cidr:?}"))?;
-    let bits: u32 = bits.parse().with_context(|| format!("{cidr:?}"))?;
-    ensure!(
-        (8..=30).contains(&bits),
-        "{cidr:?}: the prefix must be between /8 and /30"
-    );
-    ensure!(
-        u32::from(base).trailing_zeros() >= 32 - bits,
-        "{cidr:?}: {base} is not the first address of the range"
-    );
-    Ok((base, bits))
+/// One range, or one of each family with a comma between; never empty.
+fn ranges(text: &str) -> Result<Vec<Cidr>> {
+    let parsed: Vec<Cidr> = text.split(',').map(|part| part.trim().parse()).collect::<Result<_, _>>()?;
+    if let [first, second] = parsed[..] {
+        ensure!(first.is_ipv4() != second.is_ipv4(), "{text:?}: two ranges of one family");
+    }
+    ensure!(parsed.len() <= 2, "{text:?}: more than one range of each family");
+    for range in &parsed {
+        let largest = if range.is_ipv4() { 30 } else { 126 };
+        ensure!(range.prefix() <= largest, "{range}: too small");
+    }
+    Ok(parsed)
 }
 
-/// The source address of the default route. Connecting a UDP socket sends nothing; it only asks the routing table.
-fn default_address() -> Option<Ipv4Addr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
-    match socket.local_addr().ok()?.ip() {
-        IpAddr::V4(ip) if !ip.is_loopback() && !ip.is_unspecified() => Some(ip),
-        _ => None,
-    }
+/// Our address on the way to a server. Connecting a UDP socket sends nothing; it only asks the routing table.
+fn address_towards(url: &str) -> Option<IpAddr> {
+    let authority = url.strip_prefix("https://")?.split('/').next()?;
+    let with_port = authority.to_socket_addrs().ok().and_then(|mut found| found.next());
+    let target = with_port.or_else(|| format!("{authority}:443").to_socket_addrs().ok()?.next())?;
+    source_address(target)
+}
+
+/// The source address of the default route.
+fn default_address() -> Option<IpAddr> {
+    let anywhere = [
+        SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9)),
+        SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1), 9)),
+    ];
+    anywhere.into_iter().find_map(source_address)
+}
+
+fn source_address(target: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = if target.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(target).ok()?;
+    let ip = socket.local_addr().ok()?.ip();
+    (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
 }
 
 /// `hull-runtime` beside the running binary, else on the PATH.
@@ -233,9 +375,11 @@ mod tests {
 
     #[test]
     fn ranges_are_checked() {
-        assert!(network("10.96.0.0/16").is_ok());
-        for wrong in ["10.96.0.0", "10.96.0.1/16", "10.96.0.0/33", "x/8", "10.96.0.0/31"] {
-            assert!(network(wrong).is_err(), "{wrong}");
+        for good in ["10.96.0.0/16", "fd00::/112", "10.96.0.0/16,fd00::/112", "fd00::/112, 10.0.0.0/8"] {
+            assert!(ranges(good).is_ok(), "{good}");
+        }
+        for wrong in ["", "10.96.0.0", "10.96.0.1/16", "10.96.0.0/33", "x/8", "10.96.0.0/31", "10.0.0.0/8,11.0.0.0/8"] {
+            assert!(ranges(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -1,11 +1,17 @@
 //! The one binary an operator installs. It parses arguments and calls the crates; `up` supervises the two long-running halves.
 
+mod bench;
 mod cluster;
 mod down;
 mod image;
+mod lock;
 mod notify;
 mod process;
+mod remote;
 mod status;
+mod token;
+mod top;
+mod trace;
 mod up;
 
 use std::process::ExitCode;
@@ -33,6 +39,21 @@ enum Command {
     Down(down::Options),
     /// Nodes, pods, services, versions and health at a glance
     Status(status::Options),
+    /// What services are like now, live
+    Top {
+        #[command(subcommand)]
+        command: top::Command,
+    },
+    /// What the service proxy does with connections, and why
+    Trace {
+        #[command(subcommand)]
+        command: trace::Command,
+    },
+    /// Measure services from a node
+    Bench {
+        #[command(subcommand)]
+        command: bench::Command,
+    },
     /// Images on this node
     Image {
         #[command(subcommand)]
@@ -40,8 +61,13 @@ enum Command {
     },
     /// Run the control plane: store, API server, controllers, scheduler
     Control(process::Options),
-    /// Run the node agent: pods, images, network, service proxy, DNS
-    Agent(process::Options),
+    /// Run the node agent: pods, images, network, service proxy, DNS; with --join as a node of another machine's cluster
+    Agent(process::AgentOptions),
+    /// Bootstrap tokens: what other machines join the cluster with
+    Token {
+        #[command(subcommand)]
+        command: token::Command,
+    },
 }
 
 fn main() -> ExitCode {
@@ -61,8 +87,12 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Up(options) => up::run(cluster, &options),
         Command::Down(options) => down::run(&cluster.started()?, &options),
         Command::Status(options) => status::run(&cluster.started()?, &options),
+        Command::Top { command } => top::run(&cluster.started()?, &command),
+        Command::Trace { command } => trace::run(&cluster.started()?, &command),
+        Command::Bench { command } => bench::run(&cluster.started()?, &command),
         Command::Image { command } => image::run(&cluster.started()?, command),
         Command::Control(options) => process::control(&cluster.complete()?, &options),
-        Command::Agent(options) => process::agent(&cluster.complete()?, &options),
+        Command::Agent(options) => process::agent(cluster, options),
+        Command::Token { command } => token::run(&cluster.started()?, command),
     }
 }

@@ -1,10 +1,15 @@
 //! `hull control` and `hull agent`: one process each, started by `hull up` or by an operator's own service manager.
 
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::process::CommandExt as _;
+
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use hull_agent::run::End;
 use tracing_subscriber::EnvFilter;
 
 use crate::cluster::Cluster;
+use crate::lock::Lock;
 use crate::notify;
 
 /// After this long the work of the start is over.
@@ -114,14 +119,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 pub fn control(cluster: &Cluster, options: &Options) -> Result<()> {
     prepare(options, "control")?;
     let runtime = runtime()?;
-    let config = hull_control::server::ControlConfig {
-        data_dir: cluster.data_dir.clone(),
-        pki_dir: cluster.pki_dir(),
-        listen: cluster.listen,
-        advertise: cluster.address(),
-        service_cidr: cluster.service_cidr.clone(),
-        pod_cidr: cluster.pod_cidr.clone(),
-    };
+    let config = cluster.control_config()?;
     runtime.block_on(async {
         let server = hull_control::server::Server::start(config)
             .await
@@ -133,15 +131,74 @@ pub fn control(cluster: &Cluster, options: &Options) -> Result<()> {
     })
 }
 
+/// Flags of `hull agent`.
+#[derive(Args)]
+pub struct AgentOptions {
+    /// The cluster to be a node of, https://HOST:PORT of its API server
+    #[arg(long, value_name = "URL")]
+    join: Option<String>,
+    /// Bootstrap token, ID.SECRET; needed the first time only (on the control plane: hull token create)
+    #[arg(long, value_name = "TOKEN", requires = "join")]
+    token: Option<String>,
+    /// Hash of the cluster authority's public key, sha256:HEX; without it the token alone vouches for the cluster
+    #[arg(long, value_name = "HASH", requires = "join")]
+    ca_hash: Option<String>,
+    #[command(flatten)]
+    process: Options,
+}
+
 /// Runs the node agent until it is asked to end; its pods go on.
 ///
 /// # Errors
 /// It cannot start: not root, no warden, no API server credentials.
-pub fn agent(cluster: &Cluster, options: &Options) -> Result<()> {
-    prepare(options, "agent")?;
+pub fn agent(mut cluster: Cluster, options: AgentOptions) -> Result<()> {
+    prepare(&options.process, "agent")?;
+    cluster.joined.clone_from(&options.join);
+    let cluster = cluster.complete()?;
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "hull agent needs root: it makes namespaces, cgroups and network devices. Run it with sudo"
+    );
+    let lock = if options.process.supervised {
+        None
+    } else {
+        make_private(&cluster.run_dir)?;
+        let lock = Lock::take(&cluster)?;
+        cluster.remember()?;
+        Some(lock)
+    };
     let runtime = runtime()?;
     let config = cluster.agent_config()?;
-    runtime
-        .block_on(hull_agent::run::run(config, ready, asked_to_end()))
-        .context("agent")
+    let end = runtime.block_on(async {
+        if let Some(server) = options.join {
+            let join = hull_agent::join::Join {
+                server,
+                token: options.token,
+                ca_hash: options.ca_hash,
+            };
+            hull_agent::join::join(&config, &join).await.context("join the cluster")?;
+        }
+        hull_agent::run::run(config, ready, asked_to_end()).await.context("agent")
+    })?;
+    drop(runtime);
+    drop(lock);
+    match end {
+        End::Asked => Ok(()),
+        End::NewRanges => again(),
+    }
+}
+
+fn make_private(dir: &std::path::Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("create {}", dir.display()))
+}
+
+/// Starts this program again in the same process, with the same arguments; returns only if that fails.
+fn again() -> Result<()> {
+    let binary = std::env::current_exe().context("path of the running binary")?;
+    let error = std::process::Command::new(binary).args(std::env::args_os().skip(1)).exec();
+    Err(error).context("start the agent again")
 }

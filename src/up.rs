@@ -16,6 +16,7 @@ use tokio::net::UnixDatagram;
 use tokio::process::Child;
 
 use crate::cluster::Cluster;
+use crate::lock::Lock;
 use crate::{down, notify, process};
 
 /// How long `--detach` waits for the cluster to be ready.
@@ -73,45 +74,6 @@ pub fn run(cluster: Cluster, options: &Options) -> Result<()> {
         down::tear_down(&cluster, down::GRACE)?;
     }
     Ok(())
-}
-
-/// The lock that makes a second `hull up` say so.
-struct Lock {
-    _file: File,
-}
-
-impl Lock {
-    fn take(cluster: &Cluster) -> Result<Self> {
-        let path = cluster.lock_path();
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .with_context(|| format!("open {}", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                let _ = file.read_to_string(&mut pid);
-                bail!(
-                    "hull is already running here (pid {}, {}). See it: hull status. Stop it: hull down. kubectl: export KUBECONFIG={}",
-                    pid.trim(),
-                    cluster.run_dir.display(),
-                    cluster.kubeconfig().display()
-                );
-            }
-            Err(fs::TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("lock {}", path.display()));
-            }
-        }
-        file.set_len(0)
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .with_context(|| format!("write {}", path.display()))?;
-        Ok(Self { _file: file })
-    }
 }
 
 /// Starts this program again in the background and waits until it says that the cluster is ready.
@@ -263,20 +225,31 @@ impl Part {
     }
 }
 
+fn join(ips: &[std::net::IpAddr]) -> String {
+    ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
 /// The cluster's settings as flags for a child.
 fn flags(cluster: &Cluster) -> Vec<String> {
     let mut flags = vec![
         format!("--data-dir={}", cluster.data_dir.display()),
         format!("--run-dir={}", cluster.run_dir.display()),
         format!("--node-name={}", cluster.node()),
-        format!("--node-ip={}", cluster.address()),
+        format!("--node-ip={}", join(&cluster.node_ips)),
         format!("--listen={}", cluster.listen),
         format!("--agent-listen={}", cluster.agent_listen),
-        format!("--pod-cidr={}", cluster.pod_cidr),
+        format!("--cluster-cidr={}", cluster.cluster_cidr),
         format!("--service-cidr={}", cluster.service_cidr),
+        format!("--pod-network={}", cluster.pod_network),
+        format!("--node-cgroup={}", cluster.node_cgroup),
         format!("--cgroup={}", cluster.cgroup),
         format!("--bpf-dir={}", cluster.bpf_dir.display()),
+        format!("--node-monitor-grace-period={}s", cluster.node_monitor_grace_period.as_secs()),
+        format!("--node-lease-duration={}s", cluster.node_lease_duration.as_secs()),
+        format!("--cluster-signing-duration={}s", cluster.cluster_signing_duration.as_secs()),
     ];
+    flags.extend(cluster.pod_cidr.iter().map(|range| format!("--pod-cidr={range}")));
+    flags.extend(cluster.tls_sans.iter().map(|name| format!("--tls-san={name}")));
     flags.extend(
         cluster
             .insecure_registries
@@ -322,19 +295,7 @@ async fn supervise(cluster: &Cluster, began: Instant, background: bool) -> Resul
 }
 
 fn make_certificates(cluster: &Cluster) -> Result<()> {
-    let service = cluster.service_address(1)?;
-    let config = hull_control::pki::PkiConfig {
-        node_name: cluster.node().to_owned(),
-        server: cluster.server_url(),
-        ips: vec![
-            cluster.address(),
-            service.into(),
-            std::net::Ipv4Addr::LOCALHOST.into(),
-            std::net::Ipv6Addr::LOCALHOST.into(),
-        ],
-        names: vec!["localhost".to_owned(), cluster.node().to_owned()],
-    };
-    hull_control::pki::ensure(&cluster.pki_dir(), &config).context("make certificates")?;
+    hull_control::pki::ensure(&cluster.pki_dir(), &cluster.pki_config()?).context("make certificates")?;
     Ok(())
 }
 

@@ -8,8 +8,10 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
@@ -191,9 +193,14 @@ struct Inner {
     host: String,
     port: u16,
     server_name: ServerName<'static>,
-    tls: TlsConnector,
+    roots: Arc<rustls::RootCertStore>,
+    /// PEM text of certificate and key that the client was made with.
+    identity: Option<Vec<u8>>,
+    tls: ArcSwap<rustls::ClientConfig>,
     bearer: Option<HeaderValue>,
     connection: tokio::sync::Mutex<Option<SendRequest<Full<Bytes>>>>,
+    /// The connection was made with an identity that has been replaced.
+    stale: AtomicBool,
 }
 
 /// A client of one API server. Clones share the connection.
@@ -272,23 +279,12 @@ impl Client {
                 .add(certificate)
                 .map_err(|e| wrong(format!("CA certificate: {e}")))?;
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| wrong(e.to_string()))?
-            .with_root_certificates(roots);
-        let mut tls = match identity {
-            Some((certificate, key)) => {
-                let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificate).collect();
-                let chain = chain.map_err(|e| wrong(format!("client certificate: {e}")))?;
-                let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| wrong(format!("client key: {e}")))?;
-                builder
-                    .with_client_auth_cert(chain, key)
-                    .map_err(|e| wrong(format!("client certificate: {e}")))?
-            }
-            None => builder.with_no_client_auth(),
-        };
-        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let roots = Arc::new(roots);
+        let parts = identity
+            .as_ref()
+            .map(|(certificate, key)| (certificate.as_slice(), key.as_slice()));
+        let tls = tls_config(&roots, parts).map_err(wrong)?;
+        let identity = identity.map(|(certificate, key)| [certificate, key].concat());
         let bearer = match token {
             Some(token) => Some(
                 HeaderValue::from_str(&format!("Bearer {}", token.trim())).map_err(|e| wrong(format!("token: {e}")))?,
@@ -300,11 +296,32 @@ impl Client {
             host,
             port,
             server_name,
-            tls: TlsConnector::from(Arc::new(tls)),
+            roots,
+            identity,
+            tls: ArcSwap::from_pointee(tls),
             bearer,
             connection: tokio::sync::Mutex::new(None),
+            stale: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Identifies itself by this PEM text, certificate and key, on the next connection; requests under way and watches
+    /// end on theirs, new requests make a new one.
+    ///
+    /// # Errors
+    /// The text does not hold a certificate and its key.
+    pub fn set_identity(&self, pem: &[u8]) -> Result<(), ClientError> {
+        let wrong = |what| ClientError::transport(format!("API server {}: {what}", self.server()));
+        let tls = tls_config(&self.inner.roots, Some((pem, pem))).map_err(wrong)?;
+        self.inner.tls.store(Arc::new(tls));
+        self.inner.stale.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Certificate and key (PEM) that the client was made with.
+    pub fn identity(&self) -> Option<Vec<u8>> {
+        self.inner.identity.clone()
     }
 
     /// `host:port` of the API server.
@@ -322,8 +339,7 @@ impl Client {
             }
             .map_err(|e| failed(e.to_string()))?;
             stream.set_nodelay(true).map_err(|e| failed(e.to_string()))?;
-            let stream = inner
-                .tls
+            let stream = TlsConnector::from(inner.tls.load_full())
                 .connect(inner.server_name.clone(), stream)
                 .await
                 .map_err(|e| failed(format!("TLS: {e}")))?;
@@ -350,6 +366,9 @@ impl Client {
 
     async fn sender(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
         let mut slot = self.inner.connection.lock().await;
+        if self.inner.stale.swap(false, Ordering::AcqRel) {
+            *slot = None;
+        }
         match slot.as_ref() {
             Some(sender) if !sender.is_closed() => Ok(sender.clone()),
             _ => Ok(slot.insert(self.connect().await?).clone()),
@@ -409,6 +428,21 @@ impl Client {
         content_type: Option<&str>,
         body: Bytes,
     ) -> Result<Bytes, ClientError> {
+        self.request_within(method, path, content_type, body, REQUEST_TIMEOUT).await
+    }
+
+    /// As [`Client::request_bytes`], for what takes its time.
+    ///
+    /// # Errors
+    /// No connection, no answer within `time`, or an error status.
+    pub async fn request_within(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: Bytes,
+        time: Duration,
+    ) -> Result<Bytes, ClientError> {
         let exchange = async {
             let response = self.send(method.clone(), path, content_type, body).await?;
             let (status, bytes) = collect(response)
@@ -422,13 +456,11 @@ impl Client {
         };
         let late = || {
             ClientError::transport(format!(
-                "{method} {path} at {}: no answer within {REQUEST_TIMEOUT:?}",
+                "{method} {path} at {}: no answer within {time:?}",
                 self.server()
             ))
         };
-        tokio::time::timeout(REQUEST_TIMEOUT, exchange)
-            .await
-            .map_err(|_| late())?
+        tokio::time::timeout(time, exchange).await.map_err(|_| late())?
     }
 
     /// GET of an object or a list.
@@ -513,6 +545,31 @@ impl Client {
         };
         tokio::time::timeout(REQUEST_TIMEOUT, start).await.map_err(|_| late())?
     }
+}
+
+/// TLS towards a server that `roots` vouch for, with a PEM certificate and key if there is one.
+fn tls_config(
+    roots: &Arc<rustls::RootCertStore>,
+    identity: Option<(&[u8], &[u8])>,
+) -> Result<rustls::ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(Arc::clone(roots));
+    let mut tls = match identity {
+        Some((certificate, key)) => {
+            let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
+            let chain = chain.map_err(|e| format!("client certificate: {e}"))?;
+            let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("client key: {e}"))?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|e| format!("client certificate: {e}"))?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(tls)
 }
 
 fn encode(value: &Value) -> Bytes {

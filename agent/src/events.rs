@@ -44,7 +44,7 @@ pub struct Event {
 /// What an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct About {
-    /// `Pod` or `Node`.
+    /// `Pod`, `Node` or `Service`.
     pub kind: &'static str,
     /// Its namespace; empty for nodes.
     pub namespace: String,

@@ -1,11 +1,12 @@
 //! This machine as a Node: its capacity, its object in the API, its lease.
 //!
 //! Reading the machine is separate from telling the API: `Machine` is read once, the status is computed from it and
-//! sent every five minutes or when something changed, the lease is renewed every ten seconds.
+//! sent every five minutes or when something changed, here or in what the API server says of this node; the lease is
+//! renewed four times in the time that it is good for.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +14,22 @@ use std::time::Duration;
 use hull_runtime::cgroup::Hierarchy;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
-use crate::client::{ClientError, PatchKind};
+use crate::client::{ClientError, ListWatchEvent, PatchKind};
 use crate::config::AgentConfig;
+use crate::nodes::Own;
 use crate::pod::api::Api;
 use crate::pod::fields::NodeFacts;
 
-/// How often the lease is renewed, and how long it is valid.
-const LEASE_PERIOD: Duration = Duration::from_secs(10);
-const LEASE_SECONDS: u32 = 40;
+/// How often the lease is renewed in the time that it is good for.
+const LEASE_RENEWALS: u32 = 4;
 /// How often the status is sent when nothing changes.
 const STATUS_PERIOD: Duration = Duration::from_secs(300);
 /// How often the machine is looked at for changes.
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
+/// Shortest time between two corrections of what the API server says of this node.
+const CORRECT_PERIOD: Duration = Duration::from_secs(1);
 /// Pauses between attempts to register.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Less free space than this part of the file system is pressure, in percent.
@@ -53,6 +56,8 @@ pub struct Machine {
     pub boot_id: String,
     /// The node's address.
     pub ip: Option<IpAddr>,
+    /// Its address of the other family, if it has a route there.
+    pub other_ip: Option<IpAddr>,
 }
 
 impl Machine {
@@ -61,6 +66,14 @@ impl Machine {
     pub fn read(config: &AgentConfig) -> Self {
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let given = |ipv4: bool| config.node_ips.iter().copied().find(|ip| ip.is_ipv4() == ipv4);
+        let ip = config
+            .node_ips
+            .first()
+            .copied()
+            .or_else(|| route_address(PROBE))
+            .or_else(|| route_address(PROBE6));
+        let other = |ipv4: bool| given(ipv4).or_else(|| route_address(if ipv4 { PROBE } else { PROBE6 }));
         Machine {
             processors,
             memory: meminfo("MemTotal").unwrap_or(0),
@@ -69,7 +82,8 @@ impl Machine {
             os_image: os_image(&text("/etc/os-release")),
             machine_id: text("/etc/machine-id"),
             boot_id: text("/proc/sys/kernel/random/boot_id"),
-            ip: config.node_ip.or_else(route_address),
+            ip,
+            other_ip: ip.and_then(|ip| other(!ip.is_ipv4())),
         }
     }
 
@@ -79,12 +93,18 @@ impl Machine {
         self.ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 
+    /// The node's addresses: one, or one of each family.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        std::iter::once(self.address()).chain(self.other_ip).collect()
+    }
+
     /// What pods may know.
     #[must_use]
     pub fn facts(&self, config: &AgentConfig) -> NodeFacts {
         NodeFacts {
             name: config.node_name.clone(),
-            host_ip: self.address().to_string(),
+            host_ips: self.addresses(),
             cpu_milli: i64::try_from(self.processors * 1000).unwrap_or(i64::MAX),
             memory: self.memory,
             ephemeral_storage: self.storage,
@@ -118,10 +138,19 @@ fn os_image(os_release: &str) -> String {
     name.map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned())
 }
 
-/// The source address of the default route: connect(2) on a datagram socket sends nothing.
-fn route_address() -> Option<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+/// Addresses that only the default route leads to: those kept for documentation (RFC 5737, RFC 3849).
+const PROBE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const PROBE6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1));
+
+/// The source address of the route to `probe`: connect(2) on a datagram socket sends nothing.
+fn route_address(probe: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr = if probe.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((probe, 9)).ok()?;
     let address = socket.local_addr().ok()?.ip();
     (!address.is_unspecified() && !address.is_loopback()).then_some(address)
 }
@@ -168,6 +197,7 @@ pub struct NodeReporter {
     port: u16,
     since: [Timestamp; 4],
     last: Option<Pressure>,
+    ready: bool,
 }
 
 impl NodeReporter {
@@ -183,52 +213,89 @@ impl NodeReporter {
             port,
             since: [now; 4],
             last: None,
+            ready: true,
         }
     }
 
-    /// Registers the node and tells `ready`, then keeps lease and status fresh, for ever.
-    pub async fn run(mut self, ready: oneshot::Sender<()>) {
-        self.register().await;
+    /// Registers the node and tells `ready`, then keeps lease and status fresh, for ever. Ends when the node is deleted,
+    /// as a kubelet's would: a node that somebody took out of the cluster comes back with a restart only.
+    pub async fn run(mut self, ready: oneshot::Sender<()>, mut own: watch::Receiver<Own>) {
+        let uid = self.register().await;
         let _ = ready.send(());
-        let mut lease = tokio::time::interval(LEASE_PERIOD);
+        let mut lease = tokio::time::interval(Duration::from_secs(self.config.lease_seconds.into()) / LEASE_RENEWALS);
         let mut look = tokio::time::interval(LOOK_PERIOD);
         let mut sent = tokio::time::Instant::now();
         lease.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
+            let differs = tokio::select! {
                 _ = lease.tick() => {
                     if let Err(error) = self.renew().await {
                         tracing::warn!(%error, "the node's lease was not renewed");
                     }
+                    continue;
                 }
-                _ = look.tick() => {
-                    let pressure = Pressure::look(&self.config);
-                    if self.last != Some(pressure) || sent.elapsed() >= STATUS_PERIOD {
-                        match self.send_status(pressure).await {
-                            Ok(()) => sent = tokio::time::Instant::now(),
-                            Err(error) if error.is_not_found() => self.register().await,
-                            Err(error) => {
-                                self.last = None;
-                                tracing::warn!(%error, "the node's status was not sent");
-                            }
-                        }
+                _ = look.tick() => !own.borrow().ready && own.borrow().listed,
+                () = changed(&mut own) => {
+                    if is_deleted(&own.borrow(), &uid) {
+                        tracing::warn!(node = self.config.node_name, "this node was deleted from the cluster; start the agent again to join anew");
+                        return;
+                    }
+                    // Whoever says so has not heard of us for a while: an answer is due now, not with the next look.
+                    !own.borrow().ready && sent.elapsed() >= CORRECT_PERIOD
+                }
+            };
+            let pressure = Pressure::look(&self.config);
+            if differs || self.last != Some(pressure) || sent.elapsed() >= STATUS_PERIOD {
+                match self.send_status(pressure).await {
+                    Ok(()) => sent = tokio::time::Instant::now(),
+                    Err(error) => {
+                        self.last = None;
+                        tracing::warn!(%error, "the node's status was not sent");
                     }
                 }
             }
         }
     }
 
-    async fn register(&mut self) {
+    /// Registers the node before it has ranges for its pods, and waits until it is given some.
+    pub async fn claim(&mut self) -> Vec<String> {
+        self.ready = false;
+        self.register().await;
+        self.ready = true;
+        let query = format!("fieldSelector=metadata.name%3D{}", self.config.node_name);
+        let mut events = self.api.follow("/api/v1/nodes".to_owned(), query);
+        while let Some(event) = events.recv().await {
+            let nodes = match event {
+                ListWatchEvent::Listed(items) => items,
+                ListWatchEvent::Applied(item) => vec![item],
+                ListWatchEvent::Deleted(_) => Vec::new(),
+            };
+            for node in nodes {
+                let ranges = node["spec"]["podCIDRs"].as_array().into_iter().flatten();
+                let ranges: Vec<String> = ranges.filter_map(|range| range.as_str().map(str::to_owned)).collect();
+                if !ranges.is_empty() {
+                    return ranges;
+                }
+            }
+        }
+        Vec::new()
+    }
+
+    /// Returns the node's uid.
+    async fn register(&mut self) -> String {
         let mut delay = RETRY.0;
-        while let Err(error) = self.try_register().await {
-            tracing::warn!(%error, retry_in = ?delay, "the node was not registered");
+        loop {
+            match self.try_register().await {
+                Ok(uid) => return uid,
+                Err(error) => tracing::warn!(%error, retry_in = ?delay, "the node was not registered"),
+            }
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(RETRY.1);
         }
     }
 
-    async fn try_register(&mut self) -> Result<(), ClientError> {
+    async fn try_register(&mut self) -> Result<String, ClientError> {
         if self.version.is_empty() {
             let version = self.api.get("/version".to_owned()).await?;
             version["gitVersion"]
@@ -239,16 +306,23 @@ impl NodeReporter {
         let pressure = Pressure::look(&self.config);
         let mut node = self.object();
         node["status"] = self.status(pressure, Timestamp::now());
-        match self.api.create("/api/v1/nodes".to_owned(), node).await {
-            Ok(_) => {}
+        let mut created = self.api.create("/api/v1/nodes".to_owned(), node.clone()).await;
+        if created.as_ref().is_err_and(|error| error.code() == 403) && !self.config.pod_cidr.is_empty() {
+            // Its ranges went to another node while this one was away: it gets others.
+            node["spec"] = json!({});
+            created = self.api.create("/api/v1/nodes".to_owned(), node).await;
+        }
+        let node = match created {
+            Ok(node) => node,
             Err(error) if error.is_already_exists() => {
                 let patch = json!({"metadata": {"labels": self.labels()}});
-                self.api.patch(self.path(), PatchKind::Merge, patch).await?;
+                self.api.patch(self.path(), PatchKind::Merge, patch).await?
             }
             Err(error) => return Err(error),
-        }
+        };
         self.send_status(pressure).await?;
-        self.renew().await
+        self.renew().await?;
+        Ok(node["metadata"]["uid"].as_str().unwrap_or_default().to_owned())
     }
 
     async fn send_status(&mut self, pressure: Pressure) -> Result<(), ClientError> {
@@ -283,16 +357,27 @@ impl NodeReporter {
     }
 
     fn object(&self) -> Value {
+        let ranges: Vec<&str> = self.config.pod_cidr.split(',').filter(|range| !range.is_empty()).collect();
+        let spec = match ranges.first() {
+            Some(first) => json!({"podCIDR": first, "podCIDRs": ranges}),
+            None => json!({}),
+        };
         json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": self.config.node_name, "labels": self.labels()},
-            "spec": {"podCIDR": self.config.pod_cidr, "podCIDRs": [self.config.pod_cidr]},
+            "spec": spec,
         })
     }
 
     fn status(&self, pressure: Pressure, now: Timestamp) -> Value {
         let machine = &self.machine;
+        let mut addresses: Vec<Value> = machine
+            .addresses()
+            .iter()
+            .map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}))
+            .collect();
+        addresses.push(json!({"type": "Hostname", "address": self.config.node_name}));
         let resources = json!({
             "cpu": machine.processors.to_string(),
             "memory": format!("{}Ki", machine.memory / 1024),
@@ -308,10 +393,7 @@ impl NodeReporter {
         let (memory, disk) = (pressure.memory, pressure.disk);
         let pick = |bad: bool, yes: &'static str, no: &'static str| if bad { yes } else { no };
         json!({
-            "addresses": [
-                {"type": "InternalIP", "address": machine.address().to_string()},
-                {"type": "Hostname", "address": self.config.node_name},
-            ],
+            "addresses": addresses,
             "capacity": resources,
             "allocatable": resources,
             "conditions": [
@@ -320,7 +402,8 @@ impl NodeReporter {
                 condition(2, "DiskPressure", disk, pick(disk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure"),
                     pick(disk, "the node is short of disk space", "kubelet has no disk pressure")),
                 condition(3, "PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-                condition(0, "Ready", true, "KubeletReady", "kubelet is posting ready status"),
+                condition(0, "Ready", self.ready, pick(self.ready, "KubeletReady", "KubeletNotReady"),
+                    pick(self.ready, "kubelet is posting ready status", "the pod network waits for its ranges")),
             ],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self.port}},
             "nodeInfo": {
@@ -343,7 +426,7 @@ impl NodeReporter {
         let collection = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
         let name = &self.config.node_name;
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
-        let patch = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
+        let patch = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": self.config.lease_seconds, "renewTime": now}});
         match self
             .api
             .patch(format!("{collection}/{name}"), PatchKind::Merge, patch.clone())
@@ -359,6 +442,19 @@ impl NodeReporter {
             other => other.map(drop),
         }
     }
+}
+
+/// Waits for the next state of this node; for ever when there will be none.
+async fn changed(own: &mut watch::Receiver<Own>) {
+    if own.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    own.mark_unchanged();
+}
+
+/// Whether the node that was registered is gone, or another one has its name.
+fn is_deleted(own: &Own, uid: &str) -> bool {
+    own.listed && own.uid.as_deref() != Some(uid) && !uid.is_empty()
 }
 
 fn arch() -> &'static str {

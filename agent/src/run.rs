@@ -3,28 +3,35 @@
 //! On shutdown everything that serves pods stays as it is: containers, addresses, service maps. A restarted agent
 //! finds and adopts it; only `teardown` takes it away.
 
+mod settle;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::client::{Client, ClientError};
 use crate::config::AgentConfig;
 use crate::events::Recorder;
+use crate::identity::{self, PairError};
 use crate::image::{ImageStore, Registries};
-use crate::network::{Cidr, NetworkConfig, PodNetwork};
+use crate::join::SettingsError;
+use crate::network::{Cidr, Fabric, FabricConfig, NetworkConfig, NodeRoute, PodNetwork};
 use crate::node::{self, Machine, NodeReporter};
+use crate::nodes::{self, Own};
+use crate::observe::{ObserveConfig, Observer};
 use crate::pod::api::Api;
 use crate::pod::host::{Host, Services};
 use crate::pod::manager::Manager;
 use crate::pod::objects::ObjectCache;
 use crate::pod::view::Views;
 use crate::pod::warden::Warden;
+use crate::proxy::edge::{Edge, EdgeConfig, EdgePod, EdgeView};
 use crate::proxy::{DnsRedirect, NodeView, Proxy, ProxyConfig};
-use crate::server::{self, Server};
+use crate::server::{self, Server, ServiceView};
 use crate::services::ServiceSync;
 use crate::{dns, image, network, proxy};
 
@@ -55,6 +62,12 @@ pub enum AgentError {
     /// No credentials for the API server.
     #[error("cannot talk to the API server: {0}")]
     Api(#[from] ClientError),
+    /// The node's certificates cannot be read.
+    #[error(transparent)]
+    Identity(#[from] PairError),
+    /// The cluster's settings for nodes cannot be used.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// The warden does not start.
     #[error("cannot start the warden: {0}")]
     Warden(#[from] hull_runtime::warden::Error),
@@ -89,29 +102,58 @@ pub enum AgentError {
     Broken(#[from] tokio::task::JoinError),
 }
 
+/// Why an agent ended in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was asked to.
+    Asked,
+    /// The cluster gave the node other ranges for its pods: start again.
+    NewRanges,
+}
+
 /// Runs the agent until `shutdown`. `on_ready` is called once the node is registered.
 pub async fn run(
-    config: AgentConfig,
+    mut config: AgentConfig,
     on_ready: impl FnOnce() + Send,
     shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), AgentError> {
+) -> Result<End, AgentError> {
     bound_memory_of_threads();
     let client = Client::from_kubeconfig(&config.kubeconfig)?;
-    let api: Arc<dyn Api> = Arc::new(client);
-    let (ready, registered) = oneshot::channel();
-    let agent = start(config, api, ready).await?;
+    let current = settle::own_identity(&config, &client)?;
+    let api: Arc<dyn Api> = Arc::new(client.clone());
     tokio::pin!(shutdown);
     tokio::select! {
-        () = &mut shutdown => {}
-        result = registered => {
-            if result.is_ok() {
-                on_ready();
+        () = &mut shutdown => return Ok(End::Asked),
+        told = settle::learn(&mut config, &api) => told?,
+    }
+    let (ready, registered) = oneshot::channel();
+    let node_name = config.node_name.clone();
+    let client_pair = config.client_pair();
+    let mut agent = start_with(config, api, Some(client.clone()), ready).await?;
+    let rotation = identity::client(client, &node_name, client_pair, current);
+    agent.tasks.push(tokio::spawn(rotation.run()).abort_handle());
+    let mut on_ready = Some(on_ready);
+    tokio::pin!(registered);
+    let mut own = agent.own.clone();
+    let differ = |own: &Own| !own.ranges.is_empty() && own.ranges != agent.ranges;
+    let end = loop {
+        tokio::select! {
+            () = &mut shutdown => break End::Asked,
+            Ok(_) = own.wait_for(differ) => break End::NewRanges,
+            result = &mut registered, if on_ready.is_some() => {
+                if let (Some(on_ready), Ok(())) = (on_ready.take(), result) {
+                    on_ready();
+                }
             }
-            shutdown.await;
         }
+    };
+    if end == End::NewRanges {
+        let ranges = own.borrow().ranges.clone();
+        tracing::warn!(old = ?agent.ranges, new = ?ranges, "the node has other pod ranges now; the agent starts again with them");
+        settle::keep_ranges(&agent.host.config, &ranges)?;
     }
     agent.stop();
-    Ok(())
+    Ok(end)
 }
 
 /// Threads for blocking calls come and go; each would keep an arena of freed memory for itself (mallopt(3)).
@@ -126,6 +168,10 @@ pub struct Agent {
     pub host: Arc<Host>,
     /// Where the kubelet API listens.
     pub address: SocketAddr,
+    /// The ranges that its pods get addresses from.
+    ranges: Vec<Cidr>,
+    /// What the API server has of this node.
+    own: watch::Receiver<Own>,
     tasks: Vec<tokio::task::AbortHandle>,
 }
 
@@ -145,10 +191,22 @@ struct Parts {
     images: Arc<ImageStore>,
     network: Arc<PodNetwork>,
     proxy: Proxy,
+    observer: Option<Arc<Observer>>,
+    edge: Option<Arc<Edge>>,
 }
 
 /// Starts every part against `api`. `ready` is told when the node is registered.
 pub async fn start(config: AgentConfig, api: Arc<dyn Api>, ready: oneshot::Sender<()>) -> Result<Agent, AgentError> {
+    start_with(config, api, None, ready).await
+}
+
+/// With a client that asks for serving certificates; without one, those of the configuration stay.
+async fn start_with(
+    config: AgentConfig,
+    api: Arc<dyn Api>,
+    client: Option<Client>,
+    ready: oneshot::Sender<()>,
+) -> Result<Agent, AgentError> {
     for directory in [
         &config.run_dir,
         &config.data_dir,
@@ -157,9 +215,9 @@ pub async fn start(config: AgentConfig, api: Arc<dyn Api>, ready: oneshot::Sende
     ] {
         make_directory(directory)?;
     }
-    let pod_cidr = cidr("pod CIDR", &config.pod_cidr)?;
-    let service_cidr = cidr("service CIDR", &config.service_cidr)?;
-    let acceptor = server::load_tls(&config)?;
+    let pod_cidrs = cidrs("pod CIDR", &config.pod_cidr)?;
+    let service_cidrs = cidrs("service CIDR", &config.service_cidr)?;
+    let (acceptor, certificate) = server::load_tls(&config)?;
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.map_err(|source| AgentError::Listen {
         address: config.listen,
@@ -169,21 +227,26 @@ pub async fn start(config: AgentConfig, api: Arc<dyn Api>, ready: oneshot::Sende
         address: config.listen,
         source,
     })?;
-    let parts = make_parts(&config, pod_cidr).await?;
+    let parts = make_parts(&config, pod_cidrs.clone()).await?;
     let dns = dns::Server::bind(dns::Config {
-        listen: config.dns_address(),
-        resolv_conf: PathBuf::from("/etc/resolv.conf"),
-        exclude: vec![IpAddr::V4(config.cluster_dns)],
+        listen: config.dns_addresses(),
+        resolv_conf: dns::host_resolv_conf(),
+        cluster: config.cluster_dns_addresses(),
+        zone: dns::ZoneConfig {
+            domain: config.cluster_domain.clone(),
+            ranges: [pod_cidrs.clone(), service_cidrs.clone()].concat(),
+        },
     })
     .await?;
     let machine = Machine::read(&config);
     let services: Services = Arc::new(ArcSwap::default());
     let host = Arc::new(Host {
         facts: machine.facts(&config),
-        ip: machine.address(),
+        ips: machine.addresses(),
         warden: parts.warden,
         images: parts.images,
         network: parts.network,
+        edge: parts.edge.clone(),
         objects: ObjectCache::new(Arc::clone(&api)),
         events: Recorder::start(Arc::clone(&api), &config.node_name),
         services: Arc::clone(&services),
@@ -192,6 +255,27 @@ pub async fn start(config: AgentConfig, api: Arc<dyn Api>, ready: oneshot::Sende
         api: Arc::clone(&api),
         config: config.clone(),
     });
+    if let Some(edge) = host.edge.clone() {
+        let addresses = host
+            .network
+            .pods()
+            .into_iter()
+            .filter_map(|uid| host.network.address(&uid));
+        let pods: Vec<EdgePod> = addresses.map(|address| EdgePod::of(&address)).collect();
+        let adopted = tokio::task::spawn_blocking(move || edge.adopt(&pods)).await?;
+        adopted.unwrap_or_else(
+            |error| tracing::error!(%error, "packets of pods on this node are not handled as they should"),
+        );
+    }
+    let manager = Manager::adopt(Arc::clone(&host)).await.map_err(AgentError::Adopt)?;
+    let query = format!("fieldSelector=spec.nodeName%3D{}", config.node_name);
+    let pods = api.follow("/api/v1/pods".to_owned(), query);
+    let (followed, following) = nodes::follow(&api, &config.node_name);
+    let redirects = config.cluster_dns_addresses().into_iter().zip(config.dns_addresses());
+    let view = ServiceView {
+        observer: parts.observer,
+        status: Arc::default(),
+    };
     let sync = ServiceSync {
         api: Arc::clone(&api),
         services,
@@ -199,32 +283,72 @@ pub async fn start(config: AgentConfig, api: Arc<dyn Api>, ready: oneshot::Sende
         dns: dns.handle(),
         view: NodeView {
             name: config.node_name.clone(),
-            service_cidr,
-            dns: Some(DnsRedirect {
-                cluster: config.cluster_dns,
-                local: config.dns_address(),
-            }),
+            zone: None,
+            service_cidrs,
+            external_cidrs: ranges("external address range", &config.external_cidrs)?,
+            addresses: Vec::new(),
+            dns: redirects
+                .map(|(cluster, local)| DnsRedirect { cluster, local })
+                .collect(),
         },
-        zone: dns::ZoneConfig {
-            domain: config.cluster_domain.clone(),
-            ranges: vec![pod_cidr, service_cidr],
-        },
+        node_port_addresses: ranges("node port address range", &config.node_port_addresses)?,
+        own: followed.own.clone(),
+        edge: parts.edge,
+        events: host.events.clone(),
+        status: Arc::clone(&view.status),
     };
-    let manager = Manager::adopt(Arc::clone(&host)).await.map_err(AgentError::Adopt)?;
-    let query = format!("fieldSelector=spec.nodeName%3D{}", config.node_name);
-    let pods = api.follow("/api/v1/pods".to_owned(), query);
+    let own_route = NodeRoute {
+        name: config.node_name.clone(),
+        addresses: machine.addresses(),
+        pod_cidrs: pod_cidrs.clone(),
+    };
+    let settings = FabricConfig::new(own_route, config.pod_network, host.network.mtu());
+    let fabric = Arc::new(Fabric::new(settings)?);
+    let others = followed.others;
+    let edge = host.edge.clone().map(|edge| {
+        let base = EdgeView::of_node(host.network.node_addresses(), &pod_cidrs);
+        let nodes = others.clone();
+        tokio::spawn(async move {
+            if let Err(error) = edge.follow(base, nodes).await {
+                tracing::error!(%error, "new interfaces and nodes are not served");
+            }
+        })
+        .abort_handle()
+    });
+    let mut names: Vec<String> = machine.addresses().iter().map(IpAddr::to_string).collect();
+    names.push(config.node_name.clone());
+    let serving = settle::serving(&config, client, names, certificate)?;
     let reporter = NodeReporter::new(config, machine, api, address.port());
-    let tasks = vec![
+    let mut tasks = vec![
+        following,
+        tokio::spawn(async move {
+            if let Err(error) = fabric.follow(others).await {
+                tracing::error!(%error, "routes to other nodes' pods are not kept up to date");
+            }
+        })
+        .abort_handle(),
         tokio::spawn(dns.run()).abort_handle(),
         tokio::spawn(sync.run()).abort_handle(),
-        tokio::spawn(Server::new(Arc::clone(&host)).run(listener, acceptor)).abort_handle(),
-        tokio::spawn(reporter.run(ready)).abort_handle(),
+        tokio::spawn(Server::new(Arc::clone(&host), view.clone()).run(listener, acceptor)).abort_handle(),
+        tokio::spawn(reporter.run(ready, followed.own.clone())).abort_handle(),
         tokio::spawn(manager.run(pods)).abort_handle(),
     ];
-    Ok(Agent { host, address, tasks })
+    tasks.extend(
+        view.observer
+            .map(|observer| tokio::spawn(observer.keep_tidy(view.status)).abort_handle()),
+    );
+    tasks.extend(edge);
+    tasks.extend(serving.map(|rotation| tokio::spawn(rotation.run()).abort_handle()));
+    Ok(Agent {
+        host,
+        address,
+        ranges: pod_cidrs,
+        own: followed.own,
+        tasks,
+    })
 }
 
-async fn make_parts(config: &AgentConfig, pod_cidr: Cidr) -> Result<Parts, AgentError> {
+async fn make_parts(config: &AgentConfig, pod_cidrs: Vec<Cidr>) -> Result<Parts, AgentError> {
     let (binary, warden_dir) = (config.runtime_binary.clone(), config.warden_dir());
     let warden = tokio::task::spawn_blocking(move || Warden::start(&binary, &warden_dir));
     let registries = Registries {
@@ -234,18 +358,33 @@ async fn make_parts(config: &AgentConfig, pod_cidr: Cidr) -> Result<Parts, Agent
     let image_dir = config.image_dir();
     let images = tokio::task::spawn_blocking(move || ImageStore::open_with(&image_dir, registries));
     let settings = NetworkConfig {
-        pod_cidr,
+        pod_cidrs,
         run_dir: config.run_dir.clone(),
         mtu: None,
+        node_ip: Machine::read(config).ip,
+        transport: config.pod_network,
     };
     let network = tokio::task::spawn_blocking(move || PodNetwork::new(&settings));
     let settings = proxy_config(config)?;
-    let proxy = tokio::task::spawn_blocking(move || Proxy::load(settings));
+    let observed = ObserveConfig::new(&settings.bpf_dir, &settings.cgroup);
+    let proxy = tokio::task::spawn_blocking(move || {
+        let proxy = Proxy::load(settings)?;
+        // Services work without; what cannot be seen is missing from the metrics, which say so.
+        let observer = Observer::load(&observed)
+            .inspect_err(|error| tracing::error!(%error, "latency of services is not observed on this node"));
+        let edge = Edge::load(EdgeConfig::new(&observed.bpf_dir)).inspect_err(
+            |error| tracing::error!(%error, "clients outside are not served, and pods do not reach the world, on this node"),
+        );
+        Ok::<_, proxy::Error>((proxy, observer.ok().map(Arc::new), edge.ok().map(Arc::new)))
+    });
+    let (proxy, observer, edge) = proxy.await??;
     Ok(Parts {
         warden: warden.await??,
         images: Arc::new(images.await??),
         network: Arc::new(network.await??),
-        proxy: proxy.await??,
+        proxy,
+        observer,
+        edge,
     })
 }
 
@@ -255,11 +394,27 @@ fn proxy_config(config: &AgentConfig) -> Result<ProxyConfig, AgentError> {
         value: "/proc/self/mountinfo".to_owned(),
         reason: "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup".to_owned(),
     })?;
-    Ok(ProxyConfig::new(&config.bpf_dir, &cgroup, &config.netns_dir()))
+    let cgroup = cgroup.join(config.node_cgroup.trim_matches('/'));
+    make_directory(&cgroup)?;
+    Ok(ProxyConfig {
+        service_cidrs: cidrs("service CIDR", &config.service_cidr)?,
+        ..ProxyConfig::new(&config.bpf_dir, &cgroup, &config.netns_dir())
+    })
 }
 
-fn cidr(what: &'static str, value: &str) -> Result<Cidr, AgentError> {
-    value.parse().map_err(|error: network::InvalidCidr| AgentError::Config {
+/// Any number of networks with commas between them.
+fn ranges(what: &'static str, value: &str) -> Result<Vec<Cidr>, AgentError> {
+    if value.trim().is_empty() {
+        Ok(Vec::new())
+    } else {
+        cidrs(what, value)
+    }
+}
+
+/// One network, or one of each family with a comma between them. Never empty.
+fn cidrs(what: &'static str, value: &str) -> Result<Vec<Cidr>, AgentError> {
+    let parsed: Result<Vec<Cidr>, network::InvalidCidr> = value.split(',').map(|part| part.trim().parse()).collect();
+    parsed.map_err(|error| AgentError::Config {
         what,
         value: value.to_owned(),
         reason: error.to_string(),

@@ -16,10 +16,9 @@ use rustix::process::Signal;
 use crate::config::AgentConfig;
 use crate::image::ImageStore;
 use crate::network::namespaces::Pinned;
-use crate::network::{NetworkConfig, PodNetwork};
 use crate::pod::record;
 use crate::volume::directory::{remove_tree, unmount_below};
-use crate::{dns, node, proxy};
+use crate::{dns, network, node, observe, proxy};
 
 /// What was taken away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,15 +65,19 @@ pub fn teardown(config: &AgentConfig, grace: Duration) -> Result<Report, Error> 
         problems.note("stopping the containers", stopped);
     }
     unmount_roots(config, &mut problems);
-    problems.note("removing the pod network", remove_network(config));
+    problems.note("removing the pod network", network::teardown(&config.run_dir));
     for uid in pinned(config) {
         problems.note(
             "removing namespaces",
             Pinned::open(&config.netns_dir().join(uid)).remove(),
         );
     }
+    problems.note("removing the observer of services", observe::unload(&config.bpf_dir));
+    problems.note("removing the packet programs", proxy::edge::unload(&config.bpf_dir));
     problems.note("removing the service proxy", proxy::unload(&config.bpf_dir));
-    problems.note("removing the DNS server's address", dns::release(config.dns_address()));
+    for address in config.dns_addresses() {
+        problems.note("removing the DNS server's address", dns::release(address.ip()));
+    }
     problems.note("removing cgroups", remove_cgroups(config));
     for directory in [config.records_dir(), config.memory_dir(), config.volumes_dir()] {
         problems.note("unmounting volumes", unmount_below(&directory));
@@ -164,20 +167,6 @@ fn unmount_roots(config: &AgentConfig, problems: &mut Problems) {
     }
 }
 
-fn remove_network(config: &AgentConfig) -> Result<(), String> {
-    let pod_cidr = config
-        .pod_cidr
-        .parse()
-        .map_err(|error: crate::network::InvalidCidr| error.to_string())?;
-    let settings = NetworkConfig {
-        pod_cidr,
-        run_dir: config.run_dir.clone(),
-        mtu: None,
-    };
-    let network = PodNetwork::new(&settings).map_err(|error| error.to_string())?;
-    network.shutdown().map_err(|error| error.to_string())
-}
-
 fn pinned(config: &AgentConfig) -> Vec<std::ffi::OsString> {
     let entries = fs::read_dir(config.netns_dir()).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name()).collect()
@@ -185,7 +174,7 @@ fn pinned(config: &AgentConfig) -> Vec<std::ffi::OsString> {
 
 fn remove_cgroups(config: &AgentConfig) -> io::Result<()> {
     match node::cgroup_mount() {
-        Some(mount) => remove_cgroup(&mount.join(&config.cgroup_parent)),
+        Some(mount) => remove_cgroup(&mount.join(config.pods_cgroup())),
         None => Ok(()),
     }
 }

@@ -3,19 +3,22 @@
 mod support;
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 
 use hull_agent::network::namespaces::{Kind, Pinned};
-use hull_agent::network::{NetworkConfig, PodAddress, PodNetwork, add_local_address, remove_local_address};
-use hull_agent::proxy::{Balanced, Frontend, Protocol, Tables};
+use hull_agent::network::{NetworkConfig, PodAddress, PodNetwork, Transport, add_local_address, remove_local_address};
+use hull_agent::proxy::{Frontend, Protocol};
+use support::proxy::{apply, balanced};
 use support::{Host, Server, ask_connected, ask_tcp};
 
 fn network(host: &Host) -> PodNetwork {
     let run_dir = host.dir.path().join("run");
     PodNetwork::new(&NetworkConfig {
-        pod_cidr: "10.244.7.0/24".parse().unwrap(),
+        pod_cidrs: vec!["10.244.7.0/24".parse().unwrap()],
         run_dir,
         mtu: Some(1400),
+        node_ip: None,
+        transport: Transport::Auto,
     })
     .unwrap()
 }
@@ -23,12 +26,22 @@ fn network(host: &Host) -> PodNetwork {
 struct Pod {
     pinned: Pinned,
     address: PodAddress,
+    ip: Ipv4Addr,
+    node: Ipv4Addr,
 }
 
 fn pod(host: &Host, network: &PodNetwork, name: &str) -> Pod {
     let pinned = host.pin(name, Some(name));
     let address = network.setup(name, &pinned.path(Kind::Net)).unwrap();
-    Pod { pinned, address }
+    let (IpAddr::V4(ip), IpAddr::V4(node)) = (address.ips[0], address.node_addresses[0]) else {
+        panic!("no IPv4: {address:?}")
+    };
+    Pod {
+        pinned,
+        address,
+        ip,
+        node,
+    }
 }
 
 fn at(ip: Ipv4Addr, port: u16) -> SocketAddrV4 {
@@ -46,23 +59,23 @@ fn host_and_pods_reach_each_other() {
     let host = Host::enter();
     let network = network(&host);
     let (a, b) = (pod(&host, &network, "pod-a"), pod(&host, &network, "pod-b"));
-    assert_eq!(a.address.ip, Ipv4Addr::new(10, 244, 7, 2));
-    assert_eq!(b.address.ip, Ipv4Addr::new(10, 244, 7, 3));
-    assert_eq!(a.address.gateway, Ipv4Addr::new(10, 244, 7, 1));
+    assert_eq!(a.ip, Ipv4Addr::new(10, 244, 7, 2));
+    assert_eq!(b.ip, Ipv4Addr::new(10, 244, 7, 3));
+    assert_eq!(a.node, Ipv4Addr::new(10, 244, 7, 1));
 
-    let server = host.inside(&b.pinned, || Server::tcp(at(b.address.ip, 8080), "b"));
-    let on_host = Server::tcp(at(a.address.gateway, 9090), "host");
+    let server = host.inside(&b.pinned, || Server::tcp(at(b.ip, 8080), "b"));
+    let on_host = Server::tcp(at(a.node, 9090), "host");
     let peer = |address: SocketAddrV4| TcpStream::connect(address).unwrap().local_addr().unwrap().ip();
 
     assert_eq!(ask_tcp(server.address).unwrap(), "b", "host to pod");
     assert_eq!(
         peer(server.address),
-        a.address.gateway,
+        a.node,
         "the host speaks as the node's address in the pod range"
     );
     host.inside(&a.pinned, || {
         assert_eq!(ask_tcp(server.address).unwrap(), "b", "pod to pod");
-        assert_eq!(peer(server.address), a.address.ip, "nothing is translated");
+        assert_eq!(peer(server.address), a.ip, "nothing is translated");
         assert_eq!(ask_tcp(on_host.address).unwrap(), "host", "pod to host");
     });
     host.inside(&b.pinned, || {
@@ -75,23 +88,12 @@ fn pods_reach_each_other_through_a_service() {
     let host = Host::enter();
     let network = network(&host);
     let (a, b) = (pod(&host, &network, "pod-a"), pod(&host, &network, "pod-b"));
-    let tcp = host.inside(&b.pinned, || Server::tcp(at(b.address.ip, 8080), "b"));
-    let udp = host.inside(&b.pinned, || Server::udp(at(b.address.ip, 5353), "b"));
-    let address = "10.96.0.7:80".parse().unwrap();
-    let service = |protocol, server: &Server| {
-        (
-            Frontend { address, protocol },
-            Balanced {
-                affinity: None,
-                backends: vec![server.address],
-            },
-        )
-    };
+    let tcp = host.inside(&b.pinned, || Server::tcp(at(b.ip, 8080), "b"));
+    let udp = host.inside(&b.pinned, || Server::udp(at(b.ip, 5353), "b"));
+    let address: SocketAddr = "10.96.0.7:80".parse().unwrap();
+    let service = |protocol, server: &Server| (Frontend::inside(address, protocol), balanced(&[server]));
     let mut proxy = host.proxy();
-    let tables = Tables {
-        services: [service(Protocol::Tcp, &tcp), service(Protocol::Udp, &udp)].into(),
-    };
-    proxy.apply(&tables).unwrap();
+    apply(&mut proxy, [service(Protocol::Tcp, &tcp), service(Protocol::Udp, &udp)]);
 
     assert_eq!(ask_tcp(address).unwrap(), "b", "from the host");
     host.inside(&a.pinned, || {
@@ -118,14 +120,14 @@ fn a_pod_cannot_speak_for_another() {
     let host = Host::enter();
     let network = network(&host);
     let (a, b) = (pod(&host, &network, "pod-a"), pod(&host, &network, "pod-b"));
-    let on_host = UdpSocket::bind(at(a.address.gateway, 9090)).unwrap();
+    let on_host = UdpSocket::bind(at(a.node, 9090)).unwrap();
     on_host.set_nonblocking(true).unwrap();
     host.inside(&a.pinned, || {
-        add_local_address(b.address.ip).unwrap();
-        let spoofed = UdpSocket::bind(at(b.address.ip, 0)).unwrap();
-        spoofed.send_to(b"spoofed", at(a.address.gateway, 9090)).unwrap();
-        let honest = UdpSocket::bind(at(a.address.ip, 0)).unwrap();
-        honest.send_to(b"honest", at(a.address.gateway, 9090)).unwrap();
+        add_local_address(b.ip).unwrap();
+        let spoofed = UdpSocket::bind(at(b.ip, 0)).unwrap();
+        spoofed.send_to(b"spoofed", at(a.node, 9090)).unwrap();
+        let honest = UdpSocket::bind(at(a.ip, 0)).unwrap();
+        honest.send_to(b"honest", at(a.node, 9090)).unwrap();
     });
     // On one path packets keep their order: what came is all that comes.
     let mut buffer = [0; 16];
@@ -146,7 +148,7 @@ fn a_restarted_agent_knows_its_pods_and_teardown_leaves_nothing() {
     assert_eq!(network.address("pod-a"), Some(a.address.clone()));
     let again = network.setup("pod-a", &a.pinned.path(Kind::Net)).unwrap();
     assert_eq!(again, a.address, "setting up again repairs and changes nothing");
-    let server = host.inside(&a.pinned, || Server::tcp(at(again.ip, 80), "a"));
+    let server = host.inside(&a.pinned, || Server::tcp(at(a.ip, 80), "a"));
     assert_eq!(ask_tcp(server.address).unwrap(), "a");
 
     network.teardown("pod-a").unwrap();
@@ -155,12 +157,12 @@ fn a_restarted_agent_knows_its_pods_and_teardown_leaves_nothing() {
     assert!(!interface_exists(&again.host_interface));
     assert!(network.pods().is_empty());
     let next = pod(&host, &network, "pod-b");
-    assert_ne!(next.address.ip, again.ip, "a freed address rests");
+    assert_ne!(next.ip, a.ip, "a freed address rests");
     network.shutdown().unwrap();
     assert!(!interface_exists(&next.address.host_interface));
     assert_eq!(fs::read_dir(host.dir.path().join("run/network")).unwrap().count(), 0);
     assert!(
-        UdpSocket::bind(at(network.node_address(), 0)).is_err(),
+        UdpSocket::bind(at(a.node, 0)).is_err(),
         "the node's own address is gone"
     );
 }
@@ -227,4 +229,41 @@ fn node_local_addresses_come_and_go() {
     remove_local_address(address).unwrap();
     remove_local_address(address).unwrap();
     assert!(UdpSocket::bind(at(address, 53)).is_err());
+}
+
+#[test]
+fn a_node_with_other_ranges_keeps_the_pods_it_has() {
+    let host = Host::enter();
+    let with = |ranges: &[&str]| {
+        PodNetwork::new(&NetworkConfig {
+            pod_cidrs: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            run_dir: host.dir.path().join("run"),
+            mtu: Some(1400),
+            node_ip: None,
+            transport: Transport::Auto,
+        })
+        .unwrap()
+    };
+    let old = with(&["10.244.7.0/24"]);
+    let a = pod(&host, &old, "pod-a");
+    drop(old);
+
+    let network = with(&["10.244.9.0/24", "fd00:9::/64"]);
+    let b = pod(&host, &network, "pod-b");
+    assert_eq!(
+        b.address.ips,
+        ["10.244.9.2".parse::<IpAddr>().unwrap(), "fd00:9::2".parse().unwrap()]
+    );
+    assert!(
+        UdpSocket::bind(at(a.node, 0)).is_err(),
+        "the node's address in the old range is gone"
+    );
+    let server = host.inside(&a.pinned, || Server::tcp(at(a.ip, 80), "a"));
+    assert_eq!(ask_tcp(server.address).unwrap(), "a", "host to the old pod");
+    host.inside(&b.pinned, || {
+        assert_eq!(ask_tcp(server.address).unwrap(), "a", "new pod to the old one")
+    });
+    drop(server);
+    network.shutdown().unwrap();
+    assert!(!interface_exists(&a.address.host_interface) && !interface_exists(&b.address.host_interface));
 }

@@ -5,6 +5,8 @@
 //! rename; certificate and key are two files, so a pair that does not match (a crash in between) is made anew.
 //! Layout and users are Kubernetes' ("PKI certificates and requirements").
 
+mod authority;
+mod request;
 #[cfg(test)]
 mod tests;
 
@@ -13,10 +15,11 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use jiff::{Timestamp, ToSpan};
+use jiff::{SignedDuration, Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -25,11 +28,18 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
+pub use self::authority::{Authority, pin};
+pub use self::request::CertificateRequest;
+
 const CA_NAME: &str = "hull-ca";
-const CA_DAYS: i64 = 3650;
-const LEAF_DAYS: i64 = 365;
-/// Made anew when less is left.
-const RENEW_DAYS: i64 = 30;
+const CA_LIFE: SignedDuration = SignedDuration::from_hours(3650 * 24);
+/// How long a certificate lives unless told otherwise.
+pub const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(365 * 24);
+/// A certificate is made anew when less than this part of its life is left.
+const RENEW_PART: i32 = 6;
+
+/// Files of the certificates that the authority signed here.
+const LEAVES: [&str; 5] = ["apiserver", "agent", "kubelet-client", "admin", "agent-client"];
 
 /// What the certificates must say.
 #[derive(Clone, Debug)]
@@ -42,6 +52,21 @@ pub struct PkiConfig {
     pub ips: Vec<IpAddr>,
     /// Further DNS names; `kubernetes`, `kubernetes.default`, … are always there.
     pub names: Vec<String>,
+    /// How long certificates live; the authority's is not concerned.
+    pub life: SignedDuration,
+}
+
+impl PkiConfig {
+    /// For a node and the URL of its API server, without further names.
+    pub fn new(node_name: &str, server: &str) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            server: server.to_owned(),
+            ips: Vec::new(),
+            names: Vec::new(),
+            life: LEAF_LIFE,
+        }
+    }
 }
 
 /// Where [`ensure`] put what others need by path.
@@ -78,7 +103,7 @@ pub fn ensure(dir: &Path, config: &PkiConfig) -> Result<Pki, PkiError> {
 fn ensure_at(dir: &Path, config: &PkiConfig, now: Timestamp) -> Result<Pki, PkiError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|e| error("creating", dir, &e))?;
-    let authority = Authority::ensure(dir, now)?;
+    let authority = Root::ensure(dir, now, config.life)?;
     let key_path = dir.join("sa.key");
     if load_key(&key_path).is_none() {
         let key = KeyPair::generate().map_err(|e| error("generating", &key_path, &e))?;
@@ -154,24 +179,26 @@ struct Leaf<'a> {
     ips: Vec<IpAddr>,
 }
 
-struct Authority<'a> {
+/// The authority and what its own certificates need.
+struct Root<'a> {
     dir: &'a Path,
     now: Timestamp,
+    life: SignedDuration,
     certificate: String,
     der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
 }
 
-impl<'a> Authority<'a> {
-    fn ensure(dir: &'a Path, now: Timestamp) -> Result<Self, PkiError> {
+impl<'a> Root<'a> {
+    fn ensure(dir: &'a Path, now: Timestamp, life: SignedDuration) -> Result<Self, PkiError> {
         let path = dir.join("ca.crt");
         let key_path = dir.join("ca.key");
-        let current = load_pair(&path, &key_path).filter(|(der, _, _)| lasts(der, now));
+        let current = load_pair(&path, &key_path).filter(|(der, _, _)| lasts(der, now, CA_LIFE));
         let (certificate, key) = match current {
             Some((_, pem, key)) => (pem, key),
             None => {
                 let key = KeyPair::generate().map_err(|e| error("generating", &key_path, &e))?;
-                let mut parameters = parameters(CA_NAME, "", now, CA_DAYS);
+                let mut parameters = parameters(CA_NAME, "", now, CA_LIFE);
                 parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
                 parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
                 let certificate = parameters.self_signed(&key).map_err(|e| error("signing", &path, &e))?;
@@ -182,10 +209,11 @@ impl<'a> Authority<'a> {
         };
         let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|e| error("reading", &path, &e))?;
         // The issuer of a certificate is named by its CA's subject, which never changes, and its key.
-        let issuer = Issuer::new(parameters(CA_NAME, "", now, CA_DAYS), key);
+        let issuer = Issuer::new(parameters(CA_NAME, "", now, CA_LIFE), key);
         Ok(Self {
             dir,
             now,
+            life,
             certificate,
             der,
             issuer,
@@ -196,7 +224,7 @@ impl<'a> Authority<'a> {
         let path = self.dir.join(format!("{}.crt", leaf.file));
         let key_path = self.dir.join(format!("{}.key", leaf.file));
         if let Some((der, certificate, key)) = load_pair(&path, &key_path)
-            && lasts(&der, self.now)
+            && lasts(&der, self.now, self.life)
             && self.signed(&der)
             && says(&der, leaf)
         {
@@ -206,7 +234,7 @@ impl<'a> Authority<'a> {
             });
         }
         let key = KeyPair::generate().map_err(|e| error("generating", &key_path, &e))?;
-        let mut parameters = parameters(leaf.user, leaf.group, self.now, LEAF_DAYS);
+        let mut parameters = parameters(leaf.user, leaf.group, self.now, self.life);
         let names = leaf.names.iter().cloned().chain(leaf.ips.iter().map(IpAddr::to_string));
         parameters.subject_alt_names = CertificateParams::new(names.collect::<Vec<_>>())
             .map_err(|e| error("naming", &path, &e))?
@@ -258,18 +286,11 @@ impl Leaf<'_> {
     }
 }
 
-fn parameters(user: &str, group: &str, now: Timestamp, days: i64) -> CertificateParams {
-    // Whole days; from yesterday, so that clocks a little behind agree.
-    let day = |days: i64| {
-        let date = (now + (days * 24).hours()).to_zoned(jiff::tz::TimeZone::UTC).date();
-        rcgen::date_time_ymd(
-            date.year().into(),
-            date.month().unsigned_abs(),
-            date.day().unsigned_abs(),
-        )
-    };
+fn parameters(user: &str, group: &str, now: Timestamp, life: SignedDuration) -> CertificateParams {
     let mut parameters = CertificateParams::default();
-    (parameters.not_before, parameters.not_after) = (day(-1), day(days));
+    // From yesterday, so that clocks a little behind agree.
+    let from = now - SignedDuration::from_hours(24);
+    set_validity(&mut parameters, from.as_second(), (now + life).as_second());
     parameters.distinguished_name = DistinguishedName::new();
     if !group.is_empty() {
         parameters.distinguished_name.push(DnType::OrganizationName, group);
@@ -278,12 +299,30 @@ fn parameters(user: &str, group: &str, now: Timestamp, days: i64) -> Certificate
     parameters
 }
 
+/// From one moment to another, in seconds since 1970.
+fn set_validity(parameters: &mut CertificateParams, from: i64, to: i64) {
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    let since = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    (parameters.not_before, parameters.not_after) = (epoch + since(from), epoch + since(to));
+}
+
 fn parse<'d>(der: &'d CertificateDer<'_>) -> Option<X509Certificate<'d>> {
     X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate)
 }
 
-fn lasts(der: &CertificateDer<'_>, now: Timestamp) -> bool {
-    parse(der).is_some_and(|c| c.validity().not_after.timestamp() > now.as_second() + RENEW_DAYS * 86_400)
+fn lasts(der: &CertificateDer<'_>, now: Timestamp, life: SignedDuration) -> bool {
+    let needed = (now + life / RENEW_PART).as_second();
+    parse(der).is_some_and(|certificate| certificate.validity().not_after.timestamp() > needed)
+}
+
+/// When [`ensure`] should be called next: the first of its certificates is due then. `None`: there is none.
+pub fn renewal(dir: &Path, life: SignedDuration) -> Option<Timestamp> {
+    let due = LEAVES.iter().filter_map(|file| {
+        let pem = fs::read(dir.join(format!("{file}.crt"))).ok()?;
+        let der = CertificateDer::from_pem_slice(&pem).ok()?;
+        Timestamp::from_second(parse(&der)?.validity().not_after.timestamp()).ok()
+    });
+    due.min().map(|end| end - life / RENEW_PART)
 }
 
 /// Whether a certificate is for the user, names and addresses asked for.
@@ -336,14 +375,26 @@ fn load_pair(path: &Path, key_path: &Path) -> Option<(CertificateDer<'static>, S
 
 fn kubeconfig(server: &str, ca: &str, user: &str, pair: &Pair) -> String {
     format!(
-        "apiVersion: v1\nkind: Config\nclusters:\n- name: hull\n  cluster:\n    server: {server}\n    \
-         certificate-authority-data: {}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: {}\n    \
-         client-key-data: {}\ncontexts:\n- name: hull\n  context:\n    cluster: hull\n    user: {user}\n\
-         current-context: hull\n",
-        BASE64.encode(ca),
+        "{}users:\n- name: {user}\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n\
+         contexts:\n- name: hull\n  context:\n    cluster: hull\n    user: {user}\ncurrent-context: hull\n",
+        kubeconfig_cluster(server, ca),
         BASE64.encode(&pair.certificate),
         BASE64.encode(&pair.key),
     )
+}
+
+fn kubeconfig_cluster(server: &str, ca: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: hull\n  cluster:\n    server: {server}\n    \
+         certificate-authority-data: {}\n",
+        BASE64.encode(ca)
+    )
+}
+
+/// A kubeconfig that tells where the API is and whom to trust, for those who have no credentials yet.
+pub fn kubeconfig_without_user(server: &str, ca: &str) -> String {
+    let cluster = kubeconfig_cluster(server, ca).replace("- name: hull\n", "- name: \"\"\n");
+    format!("{cluster}contexts: null\ncurrent-context: \"\"\nusers: null\n")
 }
 
 /// Replace a file as a whole, durably, readable by its owner only.

@@ -152,3 +152,79 @@ fn a_stream_needs_the_right_to_create_it() {
             .contains("cannot create resource \"pods/exec\"")
     );
 }
+
+#[test]
+fn a_node_is_proxied_to_its_agent() {
+    let cluster = with_agent();
+    let raw = |path: &str| cluster.kubectl(&format!("get --raw {path}"));
+    assert_eq!(
+        raw("/api/v1/nodes/n1/proxy/metrics?a=b%2Fc"),
+        "GET /metrics?a=b%2Fc HTTP/1.1"
+    );
+    assert_eq!(raw("/api/v1/nodes/n1/proxy"), "GET / HTTP/1.1");
+    let sent = cluster.kubectl_in("create --raw /api/v1/nodes/n1/proxy/observe/bench -f -", "{}");
+    assert_eq!(sent, "POST /observe/bench HTTP/1.1");
+    let refused = |path: &str| cluster.refused(&format!("get --raw {path}"), "");
+    assert!(refused("/api/v1/nodes/n2/proxy/metrics").contains("nodes \"n2\" not found"));
+    assert!(refused("/api/v1/nodes/n1:1/proxy/metrics").contains("only the agent"));
+}
+
+#[test]
+fn proxying_needs_the_right_to_the_verb_and_running_that_to_create() {
+    let cluster = with_agent();
+    cluster.kubectl("create clusterrole metrics --verb=get --resource=nodes/proxy");
+    cluster.kubectl("create clusterrolebinding metrics --clusterrole=metrics --user=jane");
+    let metrics = "get --raw /api/v1/nodes/n1/proxy/metrics";
+    assert!(cluster.kubectl(&format!("{metrics} --as=jane")).contains("/metrics"));
+    assert!(
+        cluster
+            .refused(&format!("{metrics} --as=joe"), "")
+            .contains("cannot get resource \"nodes/proxy\"")
+    );
+    for running in [
+        "exec/default/p/a?command=ls",
+        "%65xec/default/p/a",
+        "/attach/default/p/a",
+    ] {
+        let refusal = cluster.refused(&format!("get --raw /api/v1/nodes/n1/proxy/{running} --as=jane"), "");
+        assert!(
+            refusal.contains("cannot create resource \"nodes/proxy\""),
+            "{running}: {refusal}"
+        );
+    }
+}
+
+#[test]
+fn pods_and_services_are_proxied_to_an_address_of_the_pod() {
+    let cluster = with_agent();
+    let service = json!({"metadata": {"name": "web"}, "spec": {"ports": [{"name": "http", "port": 80}]}});
+    let made = |path: &str, body: &serde_json::Value| {
+        let (code, answer) = cluster.request("POST", path, "application/json", body.to_string());
+        assert_eq!(code, 201, "{answer}");
+    };
+    made("/api/v1/namespaces/default/services", &service);
+    let proxy = "/api/v1/namespaces/default/services/web:http/proxy";
+    assert!(
+        cluster
+            .refused(&format!("get --raw {proxy}/x"), "")
+            .contains("no endpoints available")
+    );
+    // The control plane's own loopback must not be reachable through a slice that anyone may write.
+    let slice = json!({
+        "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080}], "endpoints": [{"addresses": ["10.244.0.254"]}],
+    });
+    made("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", &slice);
+    let (code, _) = cluster.request("GET", proxy, "application/json", "");
+    assert_eq!(code, 301, "links of a page need the slash");
+    let (code, answer) = cluster.request(
+        "GET",
+        "/api/v1/namespaces/default/pods/p/proxy/x",
+        "application/json",
+        "",
+    );
+    assert_eq!(
+        (code, answer["message"].as_str()),
+        (503, Some("pod p has no address yet"))
+    );
+}

@@ -6,7 +6,7 @@
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::programs::SockAddrContext;
-use hull_ebpf_types::{Endpoint, Frontend};
+use hull_ebpf_types::{Endpoint, Frontend, scope};
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Family {
@@ -23,17 +23,24 @@ const MPTCP: u32 = 262;
 #[inline(always)]
 pub fn frontend(ctx: &SockAddrContext, family: Family, frontend: &mut Frontend) -> bool {
     // SAFETY: the kernel passes a valid context.
-    let protocol = match unsafe { read_volatile(&raw const (*ctx.sock_addr).protocol) } {
-        TCP | MPTCP => TCP as u8,
-        UDP => UDP as u8,
-        _ => return false,
-    };
+    let number = unsafe { read_volatile(&raw const (*ctx.sock_addr).protocol) };
     let Endpoint { address, port, .. } = read(ctx, family);
     *frontend = Frontend {
         address,
         port,
-        protocol,
-        zero: 0,
+        protocol: 0,
+        scope: scope::INSIDE,
+    };
+    protocol(number, &mut frontend.protocol)
+}
+
+/// A socket's protocol as services have it; false for those they do not have.
+#[inline(always)]
+pub fn protocol(number: u32, protocol: &mut u8) -> bool {
+    *protocol = match number {
+        TCP | MPTCP => TCP as u8,
+        UDP => UDP as u8,
+        _ => return false,
     };
     true
 }

@@ -1,11 +1,15 @@
-//! Which backend a client gets: the one it has by affinity, else a random one.
+//! What becomes of a client: it stays with its backend, gets one, is refused, or was not a service's client at all.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns};
-use aya_ebpf::programs::SockAddrContext;
-use hull_ebpf_types::{Affinity, Client, Endpoint, Frontend, Member, Service, Slot};
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
 
-use crate::maps::{AFFINITY, COUNTERS, MEMBERS, SERVICES, SLOTS};
+use aya_ebpf::programs::SockAddrContext;
+use hull_ebpf_types::{Affinity, Client, Counters, Endpoint, Frontend, Member, Service, flag};
+
+use crate::choice;
+use crate::find::{Found, find};
+use crate::maps::{AFFINITY, COUNTERS, MEMBERS};
 
 pub enum Verdict {
     NotAService,
@@ -15,38 +19,47 @@ pub enum Verdict {
 
 /// A reader may fall between the agent's writes and hold a set that is gone; the next look finds the new one.
 const ATTEMPTS: u32 = 3;
-const NANOSECONDS: u64 = 1_000_000_000;
+const SECOND: u64 = 1_000_000_000;
+const UDP: u8 = 17;
 
 /// `endpoint` comes in as where an unconnected socket was sent before, or as zero, and goes out as the choice.
-///
-/// Results are written through references throughout, never returned as `Option`s of structs: the compiler may leave
-/// the payload of a `None` undefined, and the verifier refuses to see that copied.
 #[inline(always)]
-pub fn choose(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &mut Endpoint) -> Verdict {
+pub fn choose(ctx: &SockAddrContext, frontend: &Frontend, service: &mut Service, endpoint: &mut Endpoint) -> Verdict {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;
-        // SAFETY: the element is copied at once, and its own key tells whether it was reused meanwhile.
-        let service = match unsafe { SERVICES.get(frontend) } {
-            None => return Verdict::NotAService,
-            Some(service) => *service,
-        };
-        if service.frontend != *frontend {
-            continue;
+        match find(ctx.as_ptr(), frontend, service) {
+            Found::Nothing => return Verdict::NotAService,
+            Found::Stale => continue,
+            Found::Service if service.flags & flag::BY_PACKET != 0 => return Verdict::NotAService,
+            Found::Service => {}
         }
         if service.count == 0 {
             count(service.id, false);
             return Verdict::Refuse;
         }
-        if kept(ctx, &service, endpoint) || random(&service, endpoint) {
+        if kept(ctx, service, endpoint) || choice::pick(service, client_hash(ctx, frontend), endpoint) {
             if service.affinity != 0 {
-                stay(ctx, &service, endpoint);
+                stay(ctx, service, endpoint);
             }
             count(service.id, true);
             return Verdict::Send;
         }
     }
     Verdict::Refuse
+}
+
+/// A client is a pod, whatever its address; for datagrams it is the socket.
+#[inline(always)]
+fn client_hash(ctx: &SockAddrContext, frontend: &Frontend) -> u32 {
+    // SAFETY: the context is the one the kernel passed.
+    let client = unsafe {
+        match frontend.protocol {
+            UDP => bpf_get_socket_cookie(ctx.as_ptr()),
+            _ => bpf_get_netns_cookie(ctx.as_ptr()),
+        }
+    };
+    choice::hash(client)
 }
 
 /// Whether the client may stay where it was.
@@ -73,7 +86,7 @@ fn affine(ctx: &SockAddrContext, service: &Service, endpoint: &mut Endpoint) -> 
     // SAFETY: a helper without preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     *endpoint = affinity.endpoint;
-    now.wrapping_sub(affinity.used) < u64::from(service.affinity) * NANOSECONDS
+    now.wrapping_sub(affinity.used) < u64::from(service.affinity) * SECOND
 }
 
 #[inline(always)]
@@ -101,34 +114,21 @@ fn client(ctx: &SockAddrContext, service: &Service) -> Client {
 }
 
 #[inline(always)]
-fn random(service: &Service, endpoint: &mut Endpoint) -> bool {
-    // SAFETY: a helper without preconditions.
-    let index = unsafe { bpf_get_prandom_u32() } % service.count;
-    let slot = Slot {
-        service: service.id,
-        generation: service.generation,
-        index,
-    };
-    // SAFETY: the element is copied at once, and its own key tells whether it was reused meanwhile.
-    let backend = match unsafe { SLOTS.get(&slot) } {
-        None => return false,
-        Some(backend) => *backend,
-    };
-    *endpoint = backend.endpoint;
-    backend.slot == slot
-}
-
-#[inline(always)]
 fn count(service: u32, translated: bool) {
-    if let Some(counters) = COUNTERS.get_ptr_mut(&service) {
+    let one = Counters {
+        translated: translated as u64,
+        refused: !translated as u64,
+    };
+    match COUNTERS.get_ptr_mut(&service) {
         // SAFETY: a per-CPU element; a program is not interrupted by another of its kind on the same CPU long enough
         // for more than one lost count.
-        unsafe {
-            if translated {
-                (*counters).translated += 1;
-            } else {
-                (*counters).refused += 1;
-            }
+        Some(counters) => unsafe {
+            (*counters).translated += one.translated;
+            (*counters).refused += one.refused;
+        },
+        // The service's first client; a second one at the same moment is not counted.
+        None => {
+            let _ = COUNTERS.insert(&service, &one, u64::from(BPF_NOEXIST));
         }
     }
 }

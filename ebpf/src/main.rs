@@ -8,20 +8,24 @@
 
 mod address;
 mod balance;
+mod bind;
+mod choice;
+mod find;
 mod maps;
 mod remember;
 
 use aya_ebpf::helpers::bpf_set_retval;
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 
 use address::Family;
 use balance::Verdict;
-use hull_ebpf_types::{Endpoint, Frontend};
+use hull_ebpf_types::{Endpoint, Frontend, Service};
 
 /// What a program returns: go on with the (possibly rewritten) address, or fail the call.
 const PROCEED: i32 = 1;
 const FAIL: i32 = 0;
+const EADDRINUSE: i32 = 98;
 const ECONNREFUSED: i32 = 111;
 
 /// Zero where the kernel lacks bpf_set_retval for these programs (before 5.18): clients then see EPERM.
@@ -68,21 +72,32 @@ fn getpeername6(ctx: SockAddrContext) -> i32 {
     show_origin(&ctx, Family::V6, false)
 }
 
+#[cgroup_sock(post_bind4)]
+fn post_bind4(ctx: SockContext) -> i32 {
+    post_bind(&ctx, Family::V4)
+}
+
+#[cgroup_sock(post_bind6)]
+fn post_bind6(ctx: SockContext) -> i32 {
+    post_bind(&ctx, Family::V6)
+}
+
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let mut frontend = Frontend::default();
     if !address::frontend(ctx, family, &mut frontend) {
         return PROCEED;
     }
+    let mut service = Service::default();
     let mut endpoint = Endpoint::default();
-    match balance::choose(ctx, &frontend, &mut endpoint) {
+    match balance::choose(ctx, &frontend, &mut service, &mut endpoint) {
         Verdict::NotAService => {
             remember::forget_connected(ctx);
             PROCEED
         }
-        Verdict::Refuse => refuse(),
+        Verdict::Refuse => fail(ECONNREFUSED),
         Verdict::Send => {
-            remember::connected(ctx, &frontend, &endpoint);
+            remember::connected(ctx, &frontend, service.id, &endpoint);
             address::write(ctx, family, &endpoint);
             PROCEED
         }
@@ -97,12 +112,13 @@ fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     }
     let mut endpoint = Endpoint::default();
     remember::earlier(ctx, &frontend, &mut endpoint);
-    match balance::choose(ctx, &frontend, &mut endpoint) {
+    let mut service = Service::default();
+    match balance::choose(ctx, &frontend, &mut service, &mut endpoint) {
         Verdict::NotAService => {
             remember::forget_unconnected(ctx, &frontend);
             PROCEED
         }
-        Verdict::Refuse => refuse(),
+        Verdict::Refuse => fail(ECONNREFUSED),
         Verdict::Send => {
             remember::unconnected(ctx, &frontend, &endpoint);
             address::write(ctx, family, &endpoint);
@@ -125,11 +141,20 @@ fn show_origin(ctx: &SockAddrContext, family: Family, datagram: bool) -> i32 {
 }
 
 #[inline(always)]
-fn refuse() -> i32 {
+fn post_bind(ctx: &SockContext, family: Family) -> i32 {
+    if bind::takes_node_port(ctx, family) {
+        fail(EADDRINUSE)
+    } else {
+        PROCEED
+    }
+}
+
+#[inline(always)]
+fn fail(error: i32) -> i32 {
     // SAFETY: the agent sets this word before the kernel sees it and freezes it; volatile keeps it a word in memory.
     if unsafe { core::ptr::read_volatile(&raw const CAN_SET_ERROR) } != 0 {
         // SAFETY: a helper without preconditions.
-        unsafe { bpf_set_retval(-ECONNREFUSED) };
+        unsafe { bpf_set_retval(-error) };
     }
     FAIL
 }

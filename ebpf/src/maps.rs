@@ -1,9 +1,11 @@
-//! The maps. The agent pins them, sizes them, and fills those before `affinity`.
+//! The maps. The agent pins them, sizes them, and fills those before `load`.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuHashMap, SkStorage};
 use aya_ebpf::macros::btf_map;
-use hull_ebpf_types::{Affinity, Backend, Client, Counters, Frontend, Member, Origin, Peers, Service, Slot};
+use hull_ebpf_types::{
+    Affinity, Backend, Chunk, Client, Counters, Frontend, Load, Member, Origin, Peers, Service, Slot, Translation,
+};
 
 /// Memory is taken for what is used, not for what could be.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -16,9 +18,20 @@ pub static SERVICES: HashMap<Frontend, Service, PLACEHOLDER, ON_DEMAND> = HashMa
 #[btf_map(name = "slots")]
 pub static SLOTS: HashMap<Slot, Backend, PLACEHOLDER, ON_DEMAND> = HashMap::new();
 
+#[btf_map(name = "tables")]
+pub static TABLES: HashMap<Slot, Chunk, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+
 /// The value says nothing: being there is the answer.
 #[btf_map(name = "members")]
 pub static MEMBERS: HashMap<Member, u32, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+
+/// The node's own addresses on which node ports are served; the value is HOST_ONLY or zero.
+#[btf_map(name = "addresses")]
+pub static ADDRESSES: HashMap<[u32; 4], u32, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+
+/// Written by the program that observes sockets.
+#[btf_map(name = "load")]
+pub static LOAD: HashMap<Member, Load, PLACEHOLDER, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "counters")]
 pub static COUNTERS: PerCpuHashMap<u32, Counters, PLACEHOLDER, ON_DEMAND> = PerCpuHashMap::new();
@@ -34,4 +47,4 @@ pub static PEERS: SkStorage<Peers> = SkStorage::new();
 
 /// By socket cookie. An entry that was evicted only costs a socket the news that its backend is gone.
 #[btf_map(name = "flows")]
-pub static FLOWS: LruHashMap<u64, Origin, PLACEHOLDER> = LruHashMap::new();
+pub static FLOWS: LruHashMap<u64, Translation, PLACEHOLDER> = LruHashMap::new();

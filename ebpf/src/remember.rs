@@ -4,28 +4,36 @@
 //! elsewhere since shows the truth.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
-use hull_ebpf_types::{Endpoint, Frontend, Origin, Peers, UNCONNECTED_PEERS};
+use hull_ebpf_types::{Endpoint, Frontend, Peers, Translation, UNCONNECTED_PEERS};
 
 use crate::maps::{FLOWS, ORIGINS, PEERS};
 
 const UDP: u8 = 17;
 
 #[inline(always)]
-pub fn connected(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &Endpoint) {
-    let mut origin = Origin {
+pub fn connected(ctx: &SockAddrContext, frontend: &Frontend, service: u32, endpoint: &Endpoint) {
+    let to = Translation {
         frontend: *frontend,
         endpoint: *endpoint,
     };
     // SAFETY: the context's socket is valid for the call; the value is checked before use.
     unsafe {
-        let stored = ORIGINS.get_or_insert_ptr_mut(ctx, Some(&mut origin));
+        let stored = ORIGINS.get_or_insert_ptr_mut(ctx, None);
         if !stored.is_null() {
-            *stored = origin;
+            // Field by field: LLVM's code for copies of structs this long goes wrong.
+            (*stored).to = to;
+            (*stored).started = bpf_ktime_get_ns();
+            (*stored).flow.sampled = 0;
+            (*stored).flow.sent = 0;
+            (*stored).flow.received = 0;
+            (*stored).flow.in_diary = 0;
+            (*stored).flow.retransmits = 0;
+            (*stored).service = service;
         }
         if frontend.protocol == UDP {
-            let _ = FLOWS.insert(&bpf_get_socket_cookie(ctx.as_ptr()), &origin, 0);
+            let _ = FLOWS.insert(&bpf_get_socket_cookie(ctx.as_ptr()), &to, 0);
         }
     }
 }
@@ -36,10 +44,12 @@ pub fn forget_connected(ctx: &SockAddrContext) {
     unsafe {
         let stored = ORIGINS.get_ptr_mut(ctx);
         if !stored.is_null() {
-            if (*stored).frontend.protocol == UDP {
+            if (*stored).to.frontend.protocol == UDP {
                 let _ = FLOWS.remove(&bpf_get_socket_cookie(ctx.as_ptr()));
             }
-            *stored = Origin::default();
+            // No endpoint has this port, and no service this number.
+            (*stored).to.endpoint.port = 0;
+            (*stored).service = 0;
         }
     }
 }
@@ -53,7 +63,7 @@ pub fn origin_of_connected(ctx: &SockAddrContext, shown: &Endpoint, asked: &mut 
         if stored.is_null() {
             return false;
         }
-        *stored
+        (*stored).to
     };
     *asked = asked_for(&origin);
     origin.endpoint == *shown
@@ -61,7 +71,7 @@ pub fn origin_of_connected(ctx: &SockAddrContext, shown: &Endpoint, asked: &mut 
 
 #[inline(always)]
 pub fn unconnected(ctx: &SockAddrContext, frontend: &Frontend, endpoint: &Endpoint) {
-    let origin = Origin {
+    let origin = Translation {
         frontend: *frontend,
         endpoint: *endpoint,
     };
@@ -120,7 +130,8 @@ pub fn forget_unconnected(ctx: &SockAddrContext, frontend: &Frontend) {
         while index < UNCONNECTED_PEERS {
             let endpoint = (*peers).entries[index].endpoint;
             if endpoint.port == frontend.port && endpoint.address == frontend.address {
-                (*peers).entries[index] = Origin::default();
+                (*peers).entries[index].frontend.port = 0;
+                (*peers).entries[index].endpoint.port = 0;
             }
             index += 1;
         }
@@ -149,7 +160,7 @@ pub fn origin_of_unconnected(ctx: &SockAddrContext, shown: &Endpoint, asked: &mu
 }
 
 #[inline(always)]
-fn asked_for(origin: &Origin) -> Endpoint {
+fn asked_for(origin: &Translation) -> Endpoint {
     Endpoint {
         address: origin.frontend.address,
         port: origin.frontend.port,

@@ -68,6 +68,8 @@ pub const ALL: [Capability; 41] = [
     Capability::CheckpointRestore,
 ];
 
+/// `CAP_SYS_ADMIN` as a mask.
+pub(crate) const SYS_ADMIN: u64 = 1 << 21;
 /// `CAP_SYS_RESOURCE` as a mask.
 pub(crate) const SYS_RESOURCE: u64 = 1 << 24;
 

@@ -2,10 +2,11 @@
 
 use serde_json::{Value, json};
 
+use crate::cgroup::systemd;
 use crate::{caps, seccomp};
 
 /// Highest version of the runtime specification that is implemented.
-pub const OCI_VERSION: &str = "1.2.0";
+pub const OCI_VERSION: &str = "1.3.0";
 
 const MOUNT_OPTIONS: &[&str] = &[
     "async",
@@ -61,6 +62,17 @@ const MOUNT_OPTIONS: &[&str] = &[
     "unbindable",
 ];
 
+const MEMORY_MODES: [&str; 7] = [
+    "MPOL_BIND",
+    "MPOL_DEFAULT",
+    "MPOL_INTERLEAVE",
+    "MPOL_LOCAL",
+    "MPOL_PREFERRED",
+    "MPOL_PREFERRED_MANY",
+    "MPOL_WEIGHTED_INTERLEAVE",
+];
+const MEMORY_FLAGS: [&str; 3] = ["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"];
+
 /// The document.
 pub fn document() -> Value {
     let capabilities: Vec<String> = caps::ALL.into_iter().map(caps::name).collect();
@@ -72,7 +84,7 @@ pub fn document() -> Value {
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities,
-            "cgroup": {"v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "cgroup": {"v1": false, "v2": true, "systemd": true, "systemdUser": true, "rdma": true},
             "seccomp": {
                 "enabled": true,
                 "actions": seccomp::ACTIONS,
@@ -82,13 +94,14 @@ pub fn document() -> Value {
                 "supportedFlags": seccomp::FLAGS
             },
             "apparmor": {"enabled": true},
-            "selinux": {"enabled": false},
-            "intelRdt": {"enabled": false},
+            "selinux": {"enabled": true},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
+            "memoryPolicy": {"modes": MEMORY_MODES, "flags": MEMORY_FLAGS},
             "mountExtensions": {"idmap": {"enabled": true}},
-            "netDevices": {"enabled": false}
+            "netDevices": {"enabled": true}
         },
         "annotations": {"io.hull.runtime.version": env!("CARGO_PKG_VERSION")},
-        "potentiallyUnsafeConfigAnnotations": []
+        "potentiallyUnsafeConfigAnnotations": [systemd::ANNOTATION]
     })
 }
 

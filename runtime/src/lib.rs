@@ -24,6 +24,8 @@ mod hooks;
 )]
 mod init;
 mod plan;
+#[cfg(any(test, fuzzing))]
+pub mod properties;
 pub mod sealed;
 pub mod seccomp;
 pub mod signals;

@@ -25,6 +25,15 @@ pub fn load_process(path: &Path) -> Result<Process> {
     lenient::parse(&path.display().to_string(), &text, |document| Some(document))
 }
 
+/// As [`load`] and [`load_process`], of a text: for the properties that hold for any.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn parse_texts(text: &[u8]) -> (Result<Spec>, Result<Process>) {
+    let path = PathBuf::from(CONFIG);
+    let text = text.to_vec();
+    let process = lenient::parse(CONFIG, &text, |document| Some(document));
+    (Config { path, text }.parse(), process)
+}
+
 /// The text of a config.json.
 pub(crate) struct Config {
     path: PathBuf,
@@ -45,7 +54,9 @@ impl Config {
     }
 
     fn parse_text(&self, text: &[u8]) -> Result<Spec> {
-        lenient::parse(&self.path.display().to_string(), text, |document| document.get_mut("process"))
+        lenient::parse(&self.path.display().to_string(), text, |document| {
+            document.get_mut("process")
+        })
     }
 
     /// The text of `linux.seccomp`: by far the longest part, and the same in every container of an engine. Not of a

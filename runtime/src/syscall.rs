@@ -236,8 +236,16 @@ pub(crate) fn sched_setattr(attr: &libc::sched_attr) -> Sys<()> {
 /// set_mempolicy(2) of the calling process.
 pub(crate) fn set_mempolicy(mode: i32, nodes: &[u64]) -> Sys<()> {
     // The kernel looks at one bit less than it is told.
-    let bits = if nodes.is_empty() { 0 } else { nodes.len() as u64 * 64 + 1 };
-    let mask = if nodes.is_empty() { std::ptr::null() } else { nodes.as_ptr() };
+    let bits = if nodes.is_empty() {
+        0
+    } else {
+        nodes.len() as u64 * 64 + 1
+    };
+    let mask = if nodes.is_empty() {
+        std::ptr::null()
+    } else {
+        nodes.as_ptr()
+    };
     // SAFETY: the mask has at least as many bits as the kernel reads, and lives through the call.
     check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) }).map(drop)
 }

@@ -262,10 +262,13 @@ fn the_engines_log_gets_errors_as_json() {
         "nosuch",
     ];
     bundle.call(&arguments).fails("container does not exist: nosuch");
-    let line: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(log).unwrap()).unwrap();
+    let text = std::fs::read_to_string(log).unwrap();
+    let line: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!(line["level"], "error");
     assert_eq!(line["msg"], "container does not exist: nosuch");
-    bundle.call(&["--systemd-cgroup", "create", "c1"]).fails("cgroupfs");
+    bundle
+        .call(&["--systemd-cgroup", "create", "c1"])
+        .fails("slice:prefix:name");
     bundle.call(&["frobnicate"]).fails("no such command: frobnicate");
 }
 

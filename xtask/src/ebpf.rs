@@ -1,7 +1,7 @@
-//! Builds the eBPF object that is committed as `ebpf/hull.bpf.o`, or checks that the committed one is current.
+//! Builds the eBPF objects that are committed as `ebpf/<program>.bpf.o`, or checks that the committed ones are current.
 //!
 //! Building needs nightly features and bpf-linker; checking compares digests and needs neither, so that `cargo build`
-//! and CI get by with a stable toolchain. The digest file names what the object was built from, and the object itself.
+//! and CI get by with a stable toolchain. A digest file names what its object was built from, and the object itself.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,8 +11,6 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-const OBJECT: &str = "hull.bpf.o";
-const DIGESTS: &str = "hull.bpf.sha256";
 const TARGET: &str = "bpfel-unknown-none";
 /// Where distributions keep LLVM's tools, when they are not on PATH.
 const LLVM_DIRS: &str = "/usr/lib";
@@ -25,62 +23,152 @@ const NO_LINKER: &str = "bpf-linker was not found on PATH. Install it with `carg
 const NO_OBJCOPY: &str = "llvm-objcopy was not found on PATH, under /usr/lib/llvm-* or in the toolchain. Install the package llvm,\n\
     or `rustup component add llvm-tools`";
 
-/// Builds the object and records the digests.
-pub fn build() -> Result<()> {
+/// One eBPF program of the workspace `ebpf/`: a binary of its own, with an object and a digest file of its own.
+struct Program {
+    name: &'static str,
+    /// The directory of its sources, and the files besides: types it shares with the agent, code with other programs.
+    sources: &'static str,
+    shared: &'static [&'static str],
+}
+
+const PROGRAMS: [Program; 3] = [
+    Program {
+        name: "hull",
+        sources: "src",
+        shared: &["types/src/lib.rs"],
+    },
+    Program {
+        name: "edge",
+        sources: "edge",
+        shared: &["types/src/lib.rs", "types/src/edge.rs", "src/choice.rs"],
+    },
+    Program {
+        name: "observe",
+        sources: "observe",
+        shared: &["types/src/lib.rs", "types/src/observe.rs"],
+    },
+];
+
+impl Program {
+    fn object(&self) -> String {
+        format!("{}.bpf.o", self.name)
+    }
+
+    fn digests(&self) -> String {
+        format!("{}.bpf.sha256", self.name)
+    }
+
+    /// One line a file: the sources, what pins their dependencies, and the object.
+    fn digest(&self, dir: &Path) -> Result<String> {
+        let mut files: Vec<PathBuf> = ["Cargo.toml", "Cargo.lock", "types/Cargo.toml"]
+            .map(PathBuf::from)
+            .into();
+        files.push(self.object().into());
+        files.extend(self.shared.iter().map(PathBuf::from));
+        let path = dir.join(self.sources);
+        for entry in fs::read_dir(&path).with_context(|| format!("read {}", path.display()))? {
+            files.push(Path::new(self.sources).join(entry?.file_name()));
+        }
+        files.sort();
+        let mut text = String::new();
+        for file in files {
+            let path = dir.join(&file);
+            let mut bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            if file == Path::new("Cargo.toml") {
+                bytes = without_programs(&bytes);
+            }
+            let digest: String = Sha256::digest(&bytes)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            text.push_str(&format!("{digest}  {}\n", file.display()));
+        }
+        Ok(text)
+    }
+}
+
+/// The manifest without its list of programs: a program that comes or goes changes no other's object.
+fn without_programs(manifest: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(manifest);
+    let sections = text.split("\n\n").filter(|section| !section.starts_with("[[bin]]"));
+    sections.collect::<Vec<_>>().join("\n\n").into_bytes()
+}
+
+/// The programs to work on: all of them, or the one named.
+fn chosen(only: Option<&str>) -> Result<Vec<&'static Program>> {
+    let programs: Vec<&Program> = PROGRAMS
+        .iter()
+        .filter(|program| only.is_none_or(|name| name == program.name))
+        .collect();
+    if programs.is_empty() {
+        let names = PROGRAMS.map(|program| program.name).join(", ");
+        bail!("there is no eBPF program {:?}; there are {names}", only.unwrap_or_default());
+    }
+    Ok(programs)
+}
+
+/// Builds the objects and records their digests.
+pub fn build(only: Option<&str>) -> Result<()> {
+    let programs = chosen(only)?;
     let dir = directory();
     let compiler = Compiler::find()?;
     on_path("bpf-linker").context(NO_LINKER)?;
     let objcopy = objcopy(&compiler).context(NO_OBJCOPY)?;
-    let target_dir = dir.join("target");
-    run(compiler
-        .cargo()
-        .current_dir(&dir)
-        .args([
-            "build",
-            "--locked",
-            "--release",
-            "--target",
-            TARGET,
-            "-Z",
-            "build-std=core",
-        ])
-        .env("CARGO_TARGET_DIR", &target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", compiler.flags(&dir)))?;
-    // Debug information and BTF's line table are useless at run time; BTF's types are needed for socket storage.
-    run(Command::new(objcopy)
-        .args(["--strip-debug", "-R", ".BTF.ext", "-R", ".rel.BTF.ext"])
-        .arg(target_dir.join(TARGET).join("release/hull"))
-        .arg(dir.join(OBJECT)))?;
-    let digests = digests(&dir)?;
-    let path = dir.join(DIGESTS);
-    fs::write(&path, digests).with_context(|| format!("write {}", path.display()))?;
-    println!("built {}", dir.join(OBJECT).display());
+    for program in programs {
+        build_one(program, &dir, &compiler, &objcopy)?;
+    }
     Ok(())
 }
 
-/// Fails unless the committed object is the one that was built from the sources as they are.
-pub fn check() -> Result<()> {
+fn build_one(program: &Program, dir: &Path, compiler: &Compiler, objcopy: &Path) -> Result<()> {
+    let target_dir = target_directory(dir);
+    run(compiler
+        .cargo()
+        .current_dir(dir)
+        .args(["build", "--locked", "--release", "--bin", program.name])
+        .args(["--target", TARGET, "-Z", "build-std=core"])
+        .env("CARGO_TARGET_DIR", &target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", compiler.flags(dir)))?;
+    // Debug information and BTF's line table are useless at run time; BTF's types are needed for socket storage.
+    run(Command::new(objcopy)
+        .args(["--strip-debug", "-R", ".BTF.ext", "-R", ".rel.BTF.ext"])
+        .arg(target_dir.join(TARGET).join("release").join(program.name))
+        .arg(dir.join(program.object())))?;
+    let path = dir.join(program.digests());
+    fs::write(&path, program.digest(dir)?).with_context(|| format!("write {}", path.display()))?;
+    println!("built {}", dir.join(program.object()).display());
+    Ok(())
+}
+
+/// Fails unless the committed objects are those that were built from the sources as they are.
+pub fn check(only: Option<&str>) -> Result<()> {
     let dir = directory();
-    let path = dir.join(DIGESTS);
+    for program in chosen(only)? {
+        check_one(program, &dir)?;
+    }
+    Ok(())
+}
+
+fn check_one(program: &Program, dir: &Path) -> Result<()> {
+    let path = dir.join(program.digests());
     let recorded = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let present = digests(&dir)?;
+    let present = program.digest(dir)?;
+    let lacks = |text: &str, line: &str| !text.lines().any(|other| other == line);
     let differing: Vec<&str> = present
         .lines()
-        .filter(|line| !recorded.lines().any(|other| other == *line))
-        .chain(
-            recorded
-                .lines()
-                .filter(|line| !present.lines().any(|other| other == *line)),
-        )
+        .filter(|line| lacks(&recorded, line))
+        .chain(recorded.lines().filter(|line| lacks(&present, line)))
         .filter_map(|line| line.split_whitespace().nth(1))
         .collect();
     if !differing.is_empty() {
         bail!(
-            "ebpf/{OBJECT} does not belong to its sources ({}): run `cargo xtask ebpf`",
-            differing.join(", ")
+            "ebpf/{} does not belong to its sources ({}): run `cargo xtask ebpf --only {}`",
+            program.object(),
+            differing.join(", "),
+            program.name
         );
     }
-    println!("ebpf/{OBJECT} belongs to its sources");
+    println!("ebpf/{} belongs to its sources", program.object());
     Ok(())
 }
 
@@ -88,29 +176,15 @@ fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../ebpf")
 }
 
-/// One line a file, as sha256sum(1) prints: the sources, what pins their dependencies, and the object.
-fn digests(dir: &Path) -> Result<String> {
-    let mut files: Vec<PathBuf> = ["Cargo.toml", "Cargo.lock", "types/Cargo.toml", OBJECT]
-        .map(PathBuf::from)
-        .into();
-    for sources in ["src", "types/src"] {
-        let path = dir.join(sources);
-        for entry in fs::read_dir(&path).with_context(|| format!("read {}", path.display()))? {
-            files.push(Path::new(sources).join(entry?.file_name()));
+/// Beside the target directory of everything else, where that is chosen: the flags differ, and builds would undo each other.
+fn target_directory(dir: &Path) -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(mut chosen) => {
+            chosen.push("-ebpf");
+            chosen.into()
         }
+        None => dir.join("target"),
     }
-    files.sort();
-    let mut text = String::new();
-    for file in files {
-        let path = dir.join(&file);
-        let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let digest: String = Sha256::digest(&bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        text.push_str(&format!("{digest}  {}\n", file.display()));
-    }
-    Ok(text)
 }
 
 /// A compiler that can build `core` itself.

@@ -1,10 +1,14 @@
 //! The developer's machine: where the workspace is, which Debian packages are missing, running commands with readable errors.
 
+use std::io::Read as _;
+use std::os::fd::IntoRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// The root of the workspace.
 pub fn workspace() -> PathBuf {
@@ -37,6 +41,55 @@ pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("start {command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(())
+}
+
+/// Runs a command to its end and returns its standard output.
+///
+/// # Errors
+/// It cannot be started, or ends with another status than 0: with what it said.
+pub fn output(mut command: Command) -> Result<String> {
+    let out = command.output().with_context(|| format!("start {command:?}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    ensure!(out.status.success(), "{command:?}: {}\n{}{}", out.status, text(&out.stdout), text(&out.stderr));
+    Ok(text(&out.stdout))
+}
+
+/// Tells when ctrl-c was pressed or SIGTERM came, from now on.
+pub struct Interrupted(std::io::PipeReader);
+
+impl Interrupted {
+    /// Takes these signals.
+    ///
+    /// # Errors
+    /// No pipe, or the kernel refuses.
+    pub fn take() -> Result<Self> {
+        let (reader, writer) = std::io::pipe().context("make a pipe")?;
+        // Never closed: the handler may run until the process ends.
+        let writer = writer.into_raw_fd();
+        SIGNALLED.store(writer, Ordering::Release);
+        let action = SigAction::new(SigHandler::Handler(note_signal), SaFlags::SA_RESTART, SigSet::empty());
+        for signal in [Signal::SIGINT, Signal::SIGTERM] {
+            // SAFETY: the handler only calls write(2), which is async-signal-safe, on a descriptor that stays open.
+            unsafe { sigaction(signal, &action) }.with_context(|| format!("handle {signal}"))?;
+        }
+        Ok(Self(reader))
+    }
+
+    /// Waits for one.
+    ///
+    /// # Errors
+    /// The pipe cannot be read.
+    pub fn wait(mut self) -> Result<()> {
+        self.0.read_exact(&mut [0]).context("wait for a signal")
+    }
+}
+
+static SIGNALLED: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn note_signal(_: libc::c_int) {
+    let fd = SIGNALLED.load(Ordering::Acquire);
+    // SAFETY: the descriptor was leaked for this handler, so it is open; one byte is read from a static.
+    unsafe { libc::write(fd, b"!".as_ptr().cast(), 1) };
 }
 
 fn is_installed(package: &str) -> bool {

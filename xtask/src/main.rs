@@ -20,6 +20,8 @@ enum Command {
     Demo(xtask::demo::Options),
     /// Run every test: unit, root and VM ones
     Test(xtask::test::Options),
+    /// Start a cluster of several machines on this one, until ctrl-c: network namespaces stand for hosts
+    Cluster(xtask::cluster::Arguments),
     /// Run a shell script in a throw-away virtual machine
     Vm {
         /// The script; hull and hull-runtime are in /bin of the guest
@@ -30,11 +32,20 @@ enum Command {
     },
     /// Measure: prints ratios, side by side in one run
     Bench(xtask::bench::Options),
-    /// Build the eBPF object, or check that the committed one belongs to its sources
+    /// Build the eBPF objects, or check that the committed ones belong to their sources
     Ebpf {
         /// Only check
         #[arg(long)]
         check: bool,
+        /// Only this program
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Find the functions that hull-runtime's commands execute, for the linker (runtime/link-order.txt)
+    Layout {
+        /// Set in the private mount namespace
+        #[arg(long, hide = true)]
+        inside: bool,
     },
     /// Regenerate the committed table of API types: `--definitions FILE --pb DIR`
     Schema {
@@ -58,10 +69,12 @@ fn run() -> Result<()> {
     match Arguments::parse().command {
         Command::Demo(options) => xtask::demo::run(&options),
         Command::Test(options) => xtask::test::run(&options),
+        Command::Cluster(arguments) => xtask::cluster::run(&arguments),
         Command::Vm { script, timeout } => vm(&script, Duration::from_secs(timeout)),
         Command::Bench(options) => xtask::bench::run(&options),
-        Command::Ebpf { check: true } => xtask::ebpf::check(),
-        Command::Ebpf { check: false } => xtask::ebpf::build(),
+        Command::Ebpf { check: true, only } => xtask::ebpf::check(only.as_deref()),
+        Command::Ebpf { check: false, only } => xtask::ebpf::build(only.as_deref()),
+        Command::Layout { inside } => xtask::layout::run(inside),
         Command::Schema { arguments } => xtask::schema::run(&arguments),
     }
 }

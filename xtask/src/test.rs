@@ -15,6 +15,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("e2fsprogs", "file systems of limited size and scratch disks"),
     ("docker-registry", "a real image registry on loopback"),
     ("skopeo", "pushing images to that registry"),
+    ("podman", "an engine that drives hull-runtime, with conmon"),
+    ("buildah", "builds images with hull-runtime"),
+    ("containerd", "drives hull-runtime through its runc shim"),
+    ("uidmap", "ranges of ids for rootless containers"),
+    ("systemd", "cgroups of containers as scopes"),
     ("bpftool", "listing BPF programs and maps, to prove that none is left"),
 ];
 
@@ -35,7 +40,7 @@ pub fn run(options: &Options) -> Result<()> {
     host::install(PACKAGES)?;
     host::install_kubectl()?;
     vm::Kit::prepare()?;
-    ebpf::check()?;
+    ebpf::check(None)?;
     host::say("building hull and its tests");
     host::run(host::cargo().args(["build", "--workspace", "--bins", "--examples"]))?;
     let mut command: Command = host::cargo();

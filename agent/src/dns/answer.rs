@@ -1,409 +1,401 @@
-//! From a question to an answer, for the names that are the cluster's own. Pure.
+//! From a question to an answer, for the names that are the cluster's own. Pure; writes straight into the reply.
 //!
-//! The tree of names is that of Kubernetes' DNS-based service discovery 1.1.0; RFC 2308 for what does not exist.
+//! The tree of names is that of Kubernetes' DNS-based service discovery 1.1.0, and what it leaves open is as in CoreDNS'
+//! kubernetes plugin. RFC 2308 for what does not exist, RFC 8482 for questions for everything.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use hickory_proto::op::{Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, CNAME, PTR, SOA, SRV, TXT};
-use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use parking_lot::RwLockReadGuard;
 
-use super::zone::{Entry, Host, Owner, Port, Zone, dashed};
+use super::name::Name;
+use super::records::{Host, Hosts, Port, ServiceRecords, Shape, undashed};
+use super::reply::{Owner, QUESTION, Reply, Section};
+use super::request::Request;
+use super::wire::{HEADER, code, kind};
+use super::zone::{Key, Tables, Zone};
 
 /// Seconds an answer may be cached: short, because pods come and go.
-const TTL: u32 = 5;
-const SCHEMA_VERSION: &str = "1.1.0";
-const DEFAULT_WEIGHT: u16 = 100;
+pub(super) const TTL: u32 = 5;
+/// Seconds for what never changes.
+const VERSION_TTL: u32 = 28_800;
+const SCHEMA_VERSION: &[u8] = b"1.1.0";
+/// Aliases followed within the cluster, as in CoreDNS.
+const MAX_ALIASES: usize = 8;
+/// The weights of SRV records share this.
+const WEIGHTS: usize = 100;
+const NAME_SERVER: &[u8] = b"\x02ns\x03dns";
+const MAILBOX: &[u8] = b"\x0ahostmaster";
+const REFRESH_RETRY_EXPIRE: [u32; 3] = [7200, 1800, 86_400];
 
 /// What the zone says to a question.
-#[derive(Debug, PartialEq)]
-pub(super) enum Answer {
+#[derive(Debug)]
+pub(super) enum Verdict {
     /// The name is not the cluster's: someone else knows.
     NotOurs,
-    /// Records, possibly none (the name exists, but has none of that type).
-    Records {
-        answers: Vec<Record>,
-        additionals: Vec<Record>,
-        authority: Option<Record>,
-    },
-    /// The name is an alias for one that is not the cluster's.
-    Alias { record: Record, target: Name },
-    /// The name does not exist.
-    NoSuchName { authority: Record },
+    /// The reply has all the records; it needs this response code.
+    Answered(u16),
+    /// The reply has an alias that leads outside; the target's name is the last thing in it.
+    Alias(Box<Name>),
+    /// The cluster's services are not known yet.
+    NotReady,
 }
 
-impl Answer {
-    /// The response code, where the zone decides it.
-    pub(super) fn code(&self) -> ResponseCode {
-        match self {
-            Answer::NoSuchName { .. } => ResponseCode::NXDomain,
-            _ => ResponseCode::NoError,
-        }
+/// What a name of the zone leads to.
+enum Found<'z, 'n> {
+    /// Exists only because names below it do.
+    Empty,
+    Apex,
+    Version,
+    NameServer,
+    Pod(IpAddr),
+    Service(&'z Key, &'z ServiceRecords, Ports<'n>),
+    /// Hosts of one name, as places in the service's list.
+    Hosts(&'z Key, &'z Hosts, &'z [u32]),
+}
+
+/// Which ports of a service are meant: all, or one by name and protocol.
+#[derive(Clone, Copy)]
+struct Ports<'n>(Option<(&'n [u8], &'n [u8])>);
+
+impl Ports<'_> {
+    fn have(self, port: &Port) -> bool {
+        self.0.is_none_or(|(name, protocol)| port.name.as_bytes() == name && port.protocol.as_bytes() == protocol)
     }
 }
 
-/// What a name of the zone leads to; borrowed from the zone.
-enum Found<'a> {
-    /// Exists only because names below it do.
-    Empty,
-    Addresses(Vec<Ipv4Addr>),
-    Service {
-        service: &'a str,
-        namespace: &'a str,
-        entry: &'a Entry,
-    },
-    Ports {
-        service: &'a str,
-        namespace: &'a str,
-        entry: &'a Entry,
-        name: &'a str,
-        protocol: &'a str,
-    },
-    Version,
-    Apex,
+/// Where the names of a reply are that others can be shortened with.
+#[derive(Clone, Copy)]
+struct Places {
+    /// The name that is asked for: the question's, or that of an alias' target.
+    owner: usize,
+    /// The zone's own name.
+    apex: usize,
 }
 
 impl Zone {
     /// Answers a question. `rotation` turns the order of addresses, so that clients that take the first spread out.
-    pub(super) fn answer(&self, query: &Query, rotation: usize) -> Answer {
-        if query.query_class() != DNSClass::IN {
-            return Answer::NotOurs;
+    pub(super) fn answer(&self, request: &Request<'_>, reply: &mut Reply<'_>, rotation: usize) -> Verdict {
+        if let Some(verdict) = self.answer_reverse(request, reply) {
+            return verdict;
         }
-        let labels: Vec<String> = query
-            .name()
-            .iter()
-            .map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
-            .collect();
-        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-        if let Some(address) = reverse_address(&labels) {
-            return self.answer_reverse(query, address);
-        }
-        match self.relative(&labels) {
-            None => Answer::NotOurs,
-            Some(relative) => match self.find(relative) {
-                None => Answer::NoSuchName { authority: self.soa() },
-                Some(found) => self.records(query, &found, rotation),
-            },
-        }
-    }
-
-    /// The labels before the cluster's domain.
-    fn relative<'a, 'b>(&self, labels: &'b [&'a str]) -> Option<&'b [&'a str]> {
-        let split = labels.len().checked_sub(self.domain.len())?;
-        let (relative, domain) = labels.split_at(split);
-        (!self.domain.is_empty() && domain == self.domain.as_slice()).then_some(relative)
-    }
-
-    fn find<'a>(&'a self, relative: &[&'a str]) -> Option<Found<'a>> {
-        match relative {
-            [] => Some(Found::Apex),
-            ["svc"] | ["pod"] => Some(Found::Empty),
-            ["dns-version"] => Some(Found::Version),
-            [namespace, "svc"] => self.namespaces.contains_key(*namespace).then_some(Found::Empty),
-            [_, "pod"] => Some(Found::Empty),
-            [host, _, "pod"] => Some(Found::Addresses(vec![undashed(host)?])),
-            [service, namespace, "svc"] => {
-                let entry = self.entry(service, namespace)?;
-                Some(Found::Service {
-                    service,
-                    namespace,
-                    entry,
-                })
-            }
-            [name, protocol, service, namespace, "svc"] => {
-                let (name, protocol) = (name.strip_prefix('_')?, protocol.strip_prefix('_')?);
-                let entry = self.entry(service, namespace)?;
-                let exists = entry.ports().any(|port| port.name == name && port.protocol == protocol);
-                exists.then_some(Found::Ports {
-                    service,
-                    namespace,
-                    entry,
-                    name,
-                    protocol,
-                })
-            }
-            [label, service, namespace, "svc"] => self.find_below(label, self.entry(service, namespace)?),
-            _ => None,
-        }
-    }
-
-    /// A host of a headless service, or the empty name above ports.
-    fn find_below<'a>(&self, label: &str, entry: &'a Entry) -> Option<Found<'a>> {
-        if let Some(protocol) = label.strip_prefix('_') {
-            return entry
-                .ports()
-                .any(|port| port.protocol == protocol)
-                .then_some(Found::Empty);
-        }
-        let Entry::Headless { hosts } = entry else {
-            return None;
+        let Some(relative) = request.name.relative_to(&self.domain) else {
+            return Verdict::NotOurs;
         };
-        let addresses: Vec<Ipv4Addr> = hosts
-            .iter()
-            .filter(|host| host.label == label)
-            .map(|host| host.address)
-            .collect();
-        (!addresses.is_empty()).then_some(Found::Addresses(addresses))
-    }
-
-    fn entry(&self, service: &str, namespace: &str) -> Option<&Entry> {
-        self.namespaces.get(namespace)?.get(service)
-    }
-
-    fn records(&self, query: &Query, found: &Found<'_>, rotation: usize) -> Answer {
-        let kind = query.query_type();
-        let owner = query.name();
-        let mut additionals = Vec::new();
-        let answers = match (found, kind) {
-            (
-                Found::Service {
-                    entry: Entry::External { name },
-                    ..
-                },
-                _,
-            ) => {
-                return match Name::from_utf8(name) {
-                    Ok(target) => self.alias(query, target, rotation),
-                    Err(_) => self.no_data(),
-                };
-            }
-            (Found::Addresses(addresses), RecordType::A) => addresses_of(owner, addresses, rotation),
-            (Found::Service { entry, .. }, RecordType::A) => addresses_of(owner, &entry.addresses(), rotation),
-            (
-                Found::Service {
-                    service,
-                    namespace,
-                    entry,
-                },
-                RecordType::SRV,
-            ) => {
-                let answers = self.ports(owner, (service, namespace), entry, |_| true);
-                additionals = targets(&answers, entry);
-                answers
-            }
-            (
-                Found::Ports {
-                    service,
-                    namespace,
-                    entry,
-                    name,
-                    protocol,
-                },
-                RecordType::SRV,
-            ) => {
-                let wanted = |port: &Port| port.name == *name && port.protocol == *protocol;
-                let answers = self.ports(owner, (service, namespace), entry, wanted);
-                additionals = targets(&answers, entry);
-                answers
-            }
-            (Found::Version, RecordType::TXT) => {
-                vec![record(owner, RData::TXT(TXT::new(vec![SCHEMA_VERSION.to_owned()])))]
-            }
-            (Found::Apex, RecordType::SOA) => vec![self.soa()],
-            _ => Vec::new(),
+        let tables = self.tables.read();
+        if !tables.complete && relative > 0 && request.name.label(relative - 1) == b"svc" {
+            return Verdict::NotReady;
+        }
+        let places = Places {
+            owner: HEADER,
+            apex: HEADER + request.name.labels(0, relative).len(),
         };
-        if answers.is_empty() {
-            return self.no_data();
-        }
-        Answer::Records {
-            answers,
-            additionals,
-            authority: None,
-        }
+        self.follow(&tables, request, reply, places, rotation)
     }
 
-    /// An alias into the cluster is followed once; one that leads outside is for the caller to resolve.
-    fn alias(&self, query: &Query, mut target: Name, rotation: usize) -> Answer {
-        target.set_fqdn(true);
-        let alias = record(query.name(), RData::CNAME(CNAME(target.clone())));
-        if query.query_type() == RecordType::CNAME {
-            return Answer::Records {
-                answers: vec![alias],
-                additionals: Vec::new(),
-                authority: None,
-            };
-        }
-        let labels: Vec<String> = target
-            .iter()
-            .map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
-            .collect();
-        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-        let Some(relative) = self.relative(&labels) else {
-            return Answer::Alias { record: alias, target };
-        };
-        let mut answers = vec![alias];
-        let followed = Query::query(target, query.query_type());
-        if let Some(found) = self.find(relative)
-            && !matches!(
-                found,
-                Found::Service {
-                    entry: Entry::External { .. },
-                    ..
-                }
-            )
-            && let Answer::Records { answers: more, .. } = self.records(&followed, &found, rotation)
-        {
-            answers.extend(more);
-        }
-        Answer::Records {
-            answers,
-            additionals: Vec::new(),
-            authority: None,
-        }
-    }
-
-    /// SRV records; all of a service's ports have the same chance, so have all hosts of a port.
-    fn ports(
+    /// Answers for the name asked, and for those it is an alias of.
+    fn follow(
         &self,
-        owner: &Name,
-        (service, namespace): (&str, &str),
-        entry: &Entry,
-        wanted: impl Fn(&Port) -> bool,
-    ) -> Vec<Record> {
-        let srv = |host: Option<&str>, port: &Port| {
-            let target = self.name(host.into_iter().chain([service, namespace, "svc"]))?;
-            Some(record(
-                owner,
-                RData::SRV(SRV::new(0, DEFAULT_WEIGHT, port.number, target)),
-            ))
-        };
-        match entry {
-            Entry::Cluster { ports, .. } => ports
-                .iter()
-                .filter(|port| wanted(port))
-                .filter_map(|port| srv(None, port))
-                .collect(),
-            Entry::Headless { hosts } => hosts
-                .iter()
-                .flat_map(|host| host.ports.iter().map(move |port| (host, port)))
-                .filter(|(_, port)| wanted(port))
-                .filter_map(|(host, port)| srv(Some(&host.label), port))
-                .collect(),
-            Entry::External { .. } => Vec::new(),
-        }
-    }
-
-    fn answer_reverse(&self, query: &Query, address: Ipv4Addr) -> Answer {
-        let Some(owners) = self.reverse.get(&address) else {
-            return match self.ranges.iter().any(|range| range.contains(address)) {
-                true => Answer::NoSuchName { authority: self.soa() },
-                false => Answer::NotOurs,
+        tables: &RwLockReadGuard<'_, Tables>,
+        request: &Request<'_>,
+        reply: &mut Reply<'_>,
+        mut places: Places,
+        rotation: usize,
+    ) -> Verdict {
+        let mut name = std::borrow::Cow::Borrowed(&request.name);
+        for _ in 0..MAX_ALIASES {
+            let found = name.relative_to(&self.domain).and_then(|count| find(tables, &name, count));
+            let target = match &found {
+                Some(Found::Service(_, ServiceRecords { shape: Shape::External { target }, .. }, _)) => target,
+                _ => return self.conclude(found, request.kind, reply, places, rotation),
             };
-        };
-        if query.query_type() != RecordType::PTR {
-            return self.no_data();
-        }
-        let name = |owner: &Owner| {
-            let host = owner.host.as_deref();
-            let name = self.name(
-                host.into_iter()
-                    .chain([owner.service.as_str(), &owner.namespace, "svc"]),
-            )?;
-            Some(record(query.name(), RData::PTR(PTR(name))))
-        };
-        let answers = owners.iter().filter_map(name).collect();
-        Answer::Records {
-            answers,
-            additionals: Vec::new(),
-            authority: None,
-        }
-    }
-
-    fn no_data(&self) -> Answer {
-        Answer::Records {
-            answers: Vec::new(),
-            additionals: Vec::new(),
-            authority: Some(self.soa()),
-        }
-    }
-
-    fn name<'a>(&'a self, labels: impl Iterator<Item = &'a str>) -> Option<Name> {
-        let labels = labels.chain(self.domain.iter().map(String::as_str));
-        let mut name = Name::from_labels(labels.map(str::as_bytes)).ok()?;
-        name.set_fqdn(true);
-        Some(name)
-    }
-
-    fn soa(&self) -> Record {
-        let name = |labels: &[&'static str]| self.name(labels.iter().copied()).unwrap_or_else(Name::root);
-        let soa = SOA::new(name(&["ns", "dns"]), name(&["hostmaster"]), 1, 7200, 1800, 86_400, TTL);
-        record(&name(&[]), RData::SOA(soa))
-    }
-}
-
-impl Entry {
-    fn ports(&self) -> Box<dyn Iterator<Item = &Port> + '_> {
-        match self {
-            Entry::Cluster { ports, .. } => Box::new(ports.iter()),
-            Entry::Headless { hosts } => Box::new(hosts.iter().flat_map(|host| &host.ports)),
-            Entry::External { .. } => Box::new(std::iter::empty()),
-        }
-    }
-
-    fn addresses(&self) -> Vec<Ipv4Addr> {
-        match self {
-            Entry::Cluster { addresses, .. } => addresses.clone(),
-            Entry::Headless { hosts } => hosts.iter().map(|host| host.address).collect(),
-            Entry::External { .. } => Vec::new(),
-        }
-    }
-}
-
-fn addresses_of(owner: &Name, addresses: &[Ipv4Addr], rotation: usize) -> Vec<Record> {
-    let mut addresses = addresses.to_vec();
-    if !addresses.is_empty() {
-        let middle = rotation % addresses.len();
-        addresses.rotate_left(middle);
-    }
-    addresses
-        .into_iter()
-        .map(|address| record(owner, RData::A(A(address))))
-        .collect()
-}
-
-/// The addresses of what SRV records point to, so that a client need not ask again.
-fn targets(answers: &[Record], entry: &Entry) -> Vec<Record> {
-    let mut names: Vec<&Name> = Vec::new();
-    for answer in answers {
-        if let RData::SRV(srv) = &answer.data
-            && !names.contains(&&srv.target)
-        {
-            names.push(&srv.target);
-        }
-    }
-    let addresses = |name: &Name| -> Vec<Ipv4Addr> {
-        match entry {
-            Entry::Headless { hosts } => {
-                let label = name.iter().next().unwrap_or_default();
-                let is_it = |host: &&Host| host.label.as_bytes() == label;
-                hosts.iter().filter(is_it).map(|host| host.address).collect()
+            let Some(place) = reply.record(Section::Answer, Owner::At(places.owner), kind::CNAME, TTL, &[target]) else {
+                return Verdict::Answered(code::NOERROR);
+            };
+            let Some((target, _)) = Name::read(target, 0) else {
+                return Verdict::Answered(code::SERVFAIL);
+            };
+            if request.kind == kind::CNAME {
+                return Verdict::Answered(code::NOERROR);
             }
-            other => other.addresses(),
+            if target.relative_to(&self.domain).is_none() {
+                return Verdict::Alias(Box::new(target));
+            }
+            places.owner = place;
+            name = std::borrow::Cow::Owned(target);
         }
+        // In a circle, or longer than anyone needs.
+        Verdict::Answered(code::SERVFAIL)
+    }
+
+    fn conclude(
+        &self,
+        found: Option<Found<'_, '_>>,
+        kind: u16,
+        reply: &mut Reply<'_>,
+        places: Places,
+        rotation: usize,
+    ) -> Verdict {
+        let before = reply.answers();
+        let exists = found.is_some();
+        if let Some(found) = found {
+            self.records(&found, kind, reply, places, rotation);
+        }
+        if reply.answers() == before && !reply.is_truncated() {
+            self.soa(reply, Section::Authority, places.apex, Owner::At(places.apex));
+        }
+        Verdict::Answered(if exists { code::NOERROR } else { code::NXDOMAIN })
+    }
+
+    fn records(&self, found: &Found<'_, '_>, kind: u16, reply: &mut Reply<'_>, places: Places, rotation: usize) {
+        let owner = Owner::At(places.owner);
+        let addresses = |reply: &mut Reply<'_>, all: &[IpAddr]| {
+            write_addresses(reply, Section::Answer, owner, kind, all.len(), rotation, |index| all[index]);
+        };
+        match (found, kind) {
+            (_, kind::ANY) => {
+                reply.record(Section::Answer, owner, kind::HINFO, TTL, &[b"\x07RFC8482\0"]);
+            }
+            (Found::Apex, kind::SOA) => self.soa(reply, Section::Answer, places.apex, owner),
+            (Found::Apex, kind::NS) => self.name_server(reply, owner, places.apex),
+            (Found::NameServer, _) => addresses(reply, &self.servers),
+            (Found::Version, kind::TXT) => {
+                let text = [&[SCHEMA_VERSION.len() as u8], SCHEMA_VERSION];
+                reply.record(Section::Answer, owner, kind::TXT, VERSION_TTL, &text);
+            }
+            (Found::Pod(address), _) => addresses(reply, &[*address]),
+            (Found::Service(key, records, ports), kind::SRV) => self.service_srv(reply, owner, key, records, *ports),
+            (Found::Hosts(key, hosts, some), kind::SRV) => {
+                self.host_srv(reply, owner, key, hosts, some, Ports(None));
+            }
+            (Found::Service(_, records, ports), _) => match &records.shape {
+                Shape::Cluster { addresses: all, .. } => addresses(reply, all),
+                _ => {
+                    let (hosts, all) = (&records.hosts, records.hosts.all());
+                    write_hosts(reply, owner, kind, all.len(), rotation, |index| {
+                        let host = &all[index];
+                        let meant = ports.0.is_none() || hosts.ports(host).iter().any(|port| ports.have(port));
+                        meant.then_some(host)
+                    });
+                }
+            },
+            (Found::Hosts(_, hosts, some), _) => {
+                write_hosts(reply, owner, kind, some.len(), rotation, |index| Some(hosts.at(some[index])));
+            }
+            _ => {}
+        }
+    }
+
+    fn service_srv(&self, reply: &mut Reply<'_>, owner: Owner<'_>, key: &Key, records: &ServiceRecords, ports: Ports<'_>) {
+        let Shape::Cluster { addresses, ports: all } = &records.shape else {
+            return self.host_srv(reply, owner, key, &records.hosts, records.hosts.by_label(), ports);
+        };
+        let weight = weight(all.iter().filter(|port| ports.have(port)).count());
+        let mut target = None;
+        for port in all.iter().filter(|port| ports.have(port)) {
+            let fixed = srv_fields(weight, port.number);
+            let data: [&[u8]; 4] = [&fixed, key, b"\x03svc", self.domain.as_bytes()];
+            let place = reply.record(Section::Answer, owner, kind::SRV, TTL, &data);
+            target = target.or(place);
+        }
+        let Some(target) = target else { return };
+        for kind in [kind::A, kind::AAAA] {
+            let owner = Owner::At(target + SRV_FIELDS);
+            write_addresses(reply, Section::Additional, owner, kind, addresses.len(), 0, |index| addresses[index]);
+        }
+    }
+
+    /// One record a host's name and port. `some` has those with one name beside each other.
+    fn host_srv(
+        &self,
+        reply: &mut Reply<'_>,
+        owner: Owner<'_>,
+        key: &Key,
+        hosts: &Hosts,
+        some: &[u32],
+        ports: Ports<'_>,
+    ) {
+        let wanted = |host: &Host| hosts.ports(host).iter().filter(|port| ports.have(port)).count();
+        let weight = weight(some.iter().map(|place| wanted(hosts.at(*place))).sum());
+        let mut targets: Vec<(usize, &[u32])> = Vec::new();
+        for of_name in some.chunk_by(|a, b| {
+            let name = hosts.at(*a).hostname.as_ref();
+            name.is_some() && name == hosts.at(*b).hostname.as_ref()
+        }) {
+            let label = hosts.at(of_name[0]).label();
+            let mut done: Vec<&Port> = Vec::new();
+            let mut target = None;
+            let all = of_name.iter().flat_map(|place| hosts.ports(hosts.at(*place)));
+            for port in all.filter(|port| ports.have(port)) {
+                if done.contains(&port) {
+                    continue;
+                }
+                done.push(port);
+                let fixed = srv_fields(weight, port.number);
+                let length = [label.len() as u8];
+                let data: [&[u8]; 6] = [&fixed, &length, label.as_bytes(), key, b"\x03svc", self.domain.as_bytes()];
+                let place = reply.record(Section::Answer, owner, kind::SRV, TTL, &data);
+                target = target.or(place);
+            }
+            targets.extend(target.map(|place| (place, of_name)));
+        }
+        for (target, of_name) in targets {
+            for kind in [kind::A, kind::AAAA] {
+                let owner = Owner::At(target + SRV_FIELDS);
+                let address = |index: usize| hosts.at(of_name[index]).address;
+                write_addresses(reply, Section::Additional, owner, kind, of_name.len(), 0, address);
+            }
+        }
+    }
+
+    fn name_server(&self, reply: &mut Reply<'_>, owner: Owner<'_>, apex: usize) {
+        let Some(place) = reply.record(Section::Answer, owner, kind::NS, TTL, &[NAME_SERVER, &pointer(apex)]) else {
+            return;
+        };
+        for kind in [kind::A, kind::AAAA] {
+            let servers = &self.servers;
+            write_addresses(reply, Section::Additional, Owner::At(place), kind, servers.len(), 0, |index| servers[index]);
+        }
+    }
+
+    /// The record that says for how long a negative answer holds. `apex` is where the cluster's domain stands, or 0.
+    pub(super) fn soa(&self, reply: &mut Reply<'_>, section: Section, apex: usize, owner: Owner<'_>) {
+        let mut numbers = [0; 20];
+        let [refresh, retry, expire] = REFRESH_RETRY_EXPIRE;
+        for (place, number) in numbers.chunks_exact_mut(4).zip([self.serial(), refresh, retry, expire, TTL]) {
+            place.copy_from_slice(&number.to_be_bytes());
+        }
+        let short = pointer(apex);
+        let domain = if apex == 0 { self.domain.as_bytes() } else { &short };
+        let data = [NAME_SERVER, domain, MAILBOX, domain, &numbers];
+        reply.record(section, owner, kind::SOA, TTL, &data);
+    }
+}
+
+/// What the name leads to, whose first `relative` labels are before the cluster's domain; `None` when it does not exist.
+fn find<'z, 'n>(tables: &'z Tables, name: &'n Name, relative: usize) -> Option<Found<'z, 'n>> {
+    let Some(top) = relative.checked_sub(1) else {
+        return Some(Found::Apex);
     };
-    names
-        .into_iter()
-        .flat_map(|name| addresses_of(name, &addresses(name), 0))
-        .collect()
+    match (name.label(top), top) {
+        (b"svc", 0) | (b"pod", 0) | (b"dns", 0) => Some(Found::Empty),
+        (b"svc", _) => find_service(tables, name, top),
+        // Any namespace will do, as in CoreDNS' `pods insecure`: the record tells nothing that the name does not.
+        (b"pod", 1) => Some(Found::Empty),
+        (b"pod", 2) => undashed(name.label(0)).map(Found::Pod),
+        (b"dns-version", 0) => Some(Found::Version),
+        (b"dns", 1) => (name.label(0) == b"ns").then_some(Found::NameServer),
+        _ => None,
+    }
 }
 
-fn record(owner: &Name, data: RData) -> Record {
-    Record::from_rdata(owner.clone(), TTL, data)
-}
-
-/// `1-2-3-4` as in the names of pods.
-fn undashed(label: &str) -> Option<Ipv4Addr> {
-    let address = label.replace('-', ".").parse().ok()?;
-    (dashed(address) == label).then_some(address)
-}
-
-/// `4.3.2.1.in-addr.arpa`.
-fn reverse_address(labels: &[&str]) -> Option<Ipv4Addr> {
-    let [d, c, b, a, "in-addr", "arpa"] = labels else {
-        return None;
+/// As [`find`]; the label at `svc` is that one.
+fn find_service<'z, 'n>(tables: &'z Tables, name: &'n Name, svc: usize) -> Option<Found<'z, 'n>> {
+    let Some(first) = svc.checked_sub(2) else {
+        return tables.namespaces.contains_key(name.labels(0, 1)).then_some(Found::Empty);
     };
-    format!("{a}.{b}.{c}.{d}").parse().ok()
+    let (key, records) = tables.service(name.labels(first, svc))?;
+    let external = matches!(records.shape, Shape::External { .. });
+    let headless = matches!(records.shape, Shape::Headless);
+    match first {
+        0 if headless && records.hosts.all().is_empty() => None,
+        0 => Some(Found::Service(key, records, Ports(None))),
+        _ if external => None,
+        1 => {
+            let hosts = records.hosts.called(name.label(0));
+            if !hosts.is_empty() {
+                return Some(Found::Hosts(key, &records.hosts, hosts));
+            }
+            let protocol = name.label(0).strip_prefix(b"_")?;
+            has_port(records, |port| port.protocol.as_bytes() == protocol).then_some(Found::Empty)
+        }
+        2 => {
+            let ports = (name.label(0).strip_prefix(b"_")?, name.label(1).strip_prefix(b"_")?);
+            let ports = Ports(Some(ports));
+            has_port(records, |port| ports.have(port)).then_some(Found::Service(key, records, ports))
+        }
+        _ => None,
+    }
 }
+
+/// Whether the service, or a host of a headless one, has such a port.
+fn has_port(records: &ServiceRecords, wanted: impl Fn(&Port) -> bool) -> bool {
+    match &records.shape {
+        Shape::Cluster { ports, .. } => ports.iter().any(wanted),
+        Shape::Headless => records.hosts.all_ports().any(wanted),
+        Shape::External { .. } => false,
+    }
+}
+
+/// Bytes of an SRV record before its target.
+const SRV_FIELDS: usize = 6;
+
+fn srv_fields(weight: u16, port: u16) -> [u8; SRV_FIELDS] {
+    let ([a, b], [c, d]) = (weight.to_be_bytes(), port.to_be_bytes());
+    [0, 0, a, b, c, d]
+}
+
+/// Every record has the same chance; the weights add up to about a hundred.
+fn weight(records: usize) -> u16 {
+    u16::try_from(WEIGHTS / records.max(1)).unwrap_or(1).max(1)
+}
+
+fn pointer(place: usize) -> [u8; 2] {
+    // The question is within the first 267 bytes.
+    (0xc000 | (place as u16 & 0x3fff)).to_be_bytes()
+}
+
+/// Writes the addresses of the family that `kind` asks for; none for other kinds.
+fn write_addresses(
+    reply: &mut Reply<'_>,
+    section: Section,
+    owner: Owner<'_>,
+    kind: u16,
+    count: usize,
+    rotation: usize,
+    address: impl Fn(usize) -> IpAddr,
+) {
+    for step in 0..count {
+        let complete = match (address((step + rotation) % count), kind) {
+            (IpAddr::V4(address), kind::A) => reply.record(section, owner, kind, TTL, &[&address.octets()]),
+            (IpAddr::V6(address), kind::AAAA) => reply.record(section, owner, kind, TTL, &[&address.octets()]),
+            _ => continue,
+        };
+        if complete.is_none() {
+            return;
+        }
+    }
+}
+
+/// Writes the addresses of those hosts that are meant; hosts that share one are neighbours, and told once.
+fn write_hosts<'h>(
+    reply: &mut Reply<'_>,
+    owner: Owner<'_>,
+    kind: u16,
+    count: usize,
+    rotation: usize,
+    host: impl Fn(usize) -> Option<&'h Host>,
+) {
+    let mut last = None;
+    let mut first = None;
+    for step in 0..count {
+        let Some(address) = host((step + rotation) % count).map(|host| host.address) else {
+            continue;
+        };
+        if last == Some(address) || (step > 0 && first == Some(address)) {
+            continue;
+        }
+        last = Some(address);
+        first = first.or(last);
+        let before = reply.is_truncated();
+        write_addresses(reply, Section::Answer, owner, kind, 1, 0, |_| address);
+        if reply.is_truncated() && !before {
+            return;
+        }
+    }
+}
+
+/// The question's name, as the owner of records.
+pub(super) const ASKED: Owner<'static> = QUESTION;
 
 #[cfg(test)]
 #[path = "answer_tests.rs"]

@@ -1,7 +1,7 @@
 //! What can go wrong with the DNS server, in the operator's words.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 /// A failure of the DNS server.
 #[derive(Debug, thiserror::Error)]
@@ -13,10 +13,13 @@ pub enum Error {
     #[error("listen for DNS on {address} ({transport}): {source}; is another DNS server running there?")]
     Listen {
         /// Where.
-        address: SocketAddrV4,
+        address: SocketAddr,
         /// UDP or TCP.
         transport: &'static str,
         /// What the kernel said.
         source: io::Error,
     },
+    /// The cluster's domain is no domain.
+    #[error("the cluster's domain {0:?} is no DNS name: labels of 1 to 63 characters with dots between them are needed")]
+    Domain(String),
 }

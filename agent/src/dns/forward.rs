@@ -1,229 +1,193 @@
-//! What is not the cluster's goes to the resolvers of the host's resolv.conf, byte for byte except for the id.
+//! What is not the cluster's: from the cache, else from the resolvers of the host.
 //!
-//! A reply is only believed from the server asked, with the id and the question asked (RFC 5452).
+//! Equal questions that are under way share one lookup. A resolver that is slow is not waited for alone: the next one is
+//! asked too, and whichever answers first is believed. When none does, what was known last is served (RFC 8767), else
+//! the client is told so well before it gives up.
 
-use std::fs;
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
 
-/// How long one resolver has; clients give up after five seconds.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Rounds over all resolvers.
-const ROUNDS: usize = 2;
-/// Questions under way at once; more are refused, so that dead resolvers cannot fill the agent's memory.
-const MAX_PENDING: usize = 512;
-/// Resolvers used, as in the C libraries.
-const MAX_UPSTREAMS: usize = 3;
-const HEADER: usize = 12;
+use super::cache::{Cache, Query};
+use super::metrics::Metrics;
+use super::resolvers::{Resolver, Resolvers};
+use super::stored::Stored;
+use super::upstream::{Random, ask};
+use super::wire::{CLASS_IN, code, flag, number};
 
-/// How the client asked, and so how the resolver is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Transport {
-    Udp,
-    Tcp,
-}
+/// How long a resolver is waited for alone.
+const PATIENCE: Duration = Duration::from_millis(800);
+/// Times that resolvers are asked for one question.
+const MAX_TRIES: usize = 4;
+/// How long a lookup takes at most; clients give up after five seconds.
+const DEADLINE: Duration = Duration::from_millis(4000);
+/// The same when all resolvers were silent lately.
+const SHORT_DEADLINE: Duration = Duration::from_millis(1000);
+/// Lookups under way at once, each with a socket; more are refused, so that dead resolvers cannot fill the agent's memory.
+const MAX_LOOKUPS: usize = 256;
+/// Clients that wait for one lookup.
+const MAX_WAITING: usize = 64;
+/// Bytes of replies that are kept.
+const CACHE_LIMIT: usize = 2 << 20;
+
+type Waiting = Vec<oneshot::Sender<Arc<Stored>>>;
 
 /// Sends questions on.
+#[derive(Debug)]
 pub(super) struct Forwarder {
-    resolv_conf: PathBuf,
-    exclude: Vec<IpAddr>,
-    known: Mutex<Known>,
-    pending: Semaphore,
-    ids: AtomicU64,
-}
-
-#[derive(Default)]
-struct Known {
-    changed: Option<SystemTime>,
-    upstreams: Vec<SocketAddr>,
+    resolvers: Resolvers,
+    cache: Mutex<Cache>,
+    lookups: Mutex<HashMap<Arc<[u8]>, Waiting>>,
+    random: Random,
+    metrics: Arc<Metrics>,
 }
 
 impl Forwarder {
     /// `exclude` are the addresses that lead back here.
-    pub(super) fn new(resolv_conf: PathBuf, exclude: Vec<IpAddr>) -> Forwarder {
+    pub(super) fn new(resolv_conf: PathBuf, exclude: Vec<IpAddr>, metrics: Arc<Metrics>) -> Forwarder {
         Forwarder {
-            resolv_conf,
-            exclude,
-            known: Mutex::default(),
-            pending: Semaphore::new(MAX_PENDING),
-            ids: AtomicU64::new(seed()),
+            resolvers: Resolvers::new(resolv_conf, exclude),
+            cache: Mutex::new(Cache::new(CACHE_LIMIT)),
+            lookups: Mutex::default(),
+            random: Random::default(),
+            metrics,
         }
     }
 
-    /// The answer of the first resolver that gives one.
-    pub(super) async fn ask(&self, question: &[u8], transport: Transport) -> io::Result<Vec<u8>> {
-        let _permit = self
-            .pending
-            .try_acquire()
-            .map_err(|_| io::Error::other("too many questions are under way"))?;
-        let upstreams = self.upstreams();
-        let mut failure = io::Error::other("the host's resolv.conf names no other resolver");
-        for _ in 0..ROUNDS {
-            for upstream in &upstreams {
-                match timeout(PATIENCE, self.ask_one(question, *upstream, transport)).await {
-                    Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(error)) => failure = error,
-                    Err(_) => failure = io::ErrorKind::TimedOut.into(),
+    /// Follows the host's resolv.conf for ever.
+    pub(super) async fn watch(&self) {
+        self.resolvers.watch(|| self.cache.lock().clear()).await;
+    }
+
+    /// The reply, if it is known.
+    pub(super) fn cached(&self, query: &Query) -> Option<Arc<Stored>> {
+        let found = self.cache.lock().get(query, std::time::Instant::now());
+        self.metrics.cache(found.is_some());
+        found
+    }
+
+    /// Replies kept, and their bytes.
+    pub(super) fn cache_size(&self) -> (usize, usize) {
+        self.cache.lock().size()
+    }
+
+    /// The reply, from wherever it comes; `None` when there are too many questions under way.
+    pub(super) async fn lookup(self: &Arc<Self>, query: Query) -> Option<Arc<Stored>> {
+        let key = query.to_key();
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut lookups = self.lookups.lock();
+            let count = lookups.len();
+            match lookups.get_mut(&key) {
+                Some(waiting) if waiting.len() < MAX_WAITING => waiting.push(sender),
+                Some(_) => return None,
+                None if count >= MAX_LOOKUPS => return self.cache.lock().get_stale(&query, std::time::Instant::now()),
+                None => {
+                    lookups.insert(key.clone(), vec![sender]);
+                    // A task of its own: it goes on when the client that asked first does not wait.
+                    tokio::spawn(Arc::clone(self).conclude(key, query));
                 }
             }
         }
-        Err(failure)
+        receiver.await.ok()
     }
 
-    async fn ask_one(&self, question: &[u8], upstream: SocketAddr, transport: Transport) -> io::Result<Vec<u8>> {
-        let (Some(asked), Some(rest)) = (question.get(..2), question.get(2..)) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let id = self.next_id();
-        let renamed = [id.as_slice(), rest].concat();
-        let mut answer = match transport {
-            Transport::Udp => over_udp(&renamed, upstream).await?,
-            Transport::Tcp => over_tcp(&renamed, upstream).await?,
-        };
-        if !replies(&renamed, &answer) {
-            return Err(io::ErrorKind::InvalidData.into());
+    async fn conclude(self: Arc<Self>, key: Arc<[u8]>, query: Query) {
+        let stored = self.resolve(&query).await;
+        self.cache.lock().put(key.clone(), stored.clone());
+        let waiting = self.lookups.lock().remove(&key).unwrap_or_default();
+        for sender in waiting {
+            // Who waits no more needs no answer.
+            let _ = sender.send(stored.clone());
         }
-        answer.splice(..2, asked.iter().copied());
-        Ok(answer)
     }
 
-    /// Re-read when the file changes, as when a lease brings other resolvers.
-    fn upstreams(&self) -> Vec<SocketAddr> {
-        let changed = fs::metadata(&self.resolv_conf)
-            .and_then(|metadata| metadata.modified())
-            .ok();
-        let mut known = self.known.lock();
-        if known.upstreams.is_empty() || known.changed != changed {
-            let text = fs::read_to_string(&self.resolv_conf).unwrap_or_default();
-            *known = Known {
-                changed,
-                upstreams: parse(&text, &self.exclude),
+    async fn resolve(&self, query: &Query) -> Arc<Stored> {
+        let started = Instant::now();
+        let reply = self.ask_resolvers(query).await;
+        self.metrics.forwarded(reply.is_ok(), started.elapsed());
+        let now = std::time::Instant::now();
+        match reply.map(|reply| Stored::new(reply, now)) {
+            Ok(Some(stored)) if stored.code() != code::SERVFAIL => return Arc::new(stored),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(name = ?query.name, %error, "no resolver answers a DNS question"),
+        }
+        if let Some(stale) = self.cache.lock().get_stale(query, now) {
+            self.metrics.stale();
+            return stale;
+        }
+        let question = [query.name.as_bytes(), &query.kind.to_be_bytes(), &CLASS_IN.to_be_bytes()].concat();
+        Arc::new(Stored::failure(&question, now))
+    }
+
+    /// The first useful reply; else one that says that the resolver failed.
+    async fn ask_resolvers(&self, query: &Query) -> io::Result<Vec<u8>> {
+        let now = Instant::now();
+        let order = self.resolvers.in_order(now.into_std());
+        let any_up = order.iter().any(|resolver| resolver.is_up(now.into_std()));
+        let deadline = now + if any_up { DEADLINE } else { SHORT_DEADLINE };
+        let mut left: VecDeque<&Arc<Resolver>> = order.iter().cycle().take(MAX_TRIES).collect();
+        let mut tries = FuturesUnordered::new();
+        let mut unanswered: Vec<(&Arc<Resolver>, Instant)> = Vec::new();
+        let mut outcome = Err(io::Error::other("the host's resolv.conf names no other resolver"));
+        loop {
+            // One more: the first, the next after a failure, or another because the others are slow.
+            if let Some(resolver) = left.pop_front() {
+                unanswered.push((resolver, Instant::now()));
+                tries.push(async move { (resolver, ask(query, resolver.address, &self.random).await) });
+            }
+            let next_try = (Instant::now() + PATIENCE).min(deadline);
+            let reply = tokio::select! {
+                reply = tries.next() => reply,
+                () = sleep_until(next_try) => None,
             };
+            if let Some((resolver, reply)) = reply {
+                unanswered.retain(|(other, _)| !Arc::ptr_eq(other, resolver));
+                self.judge(resolver, &reply);
+                let useful = reply.as_ref().is_ok_and(|reply| is_useful(reply));
+                if useful || outcome.is_err() {
+                    outcome = reply;
+                }
+                if useful {
+                    break;
+                }
+            }
+            if Instant::now() >= deadline || (tries.is_empty() && left.is_empty()) {
+                break;
+            }
         }
-        known.upstreams.clone()
+        for (resolver, asked) in unanswered {
+            if asked.elapsed() >= PATIENCE {
+                self.mark_silent(resolver);
+            }
+        }
+        outcome
     }
 
-    /// Hard to guess for who cannot see the traffic; the source port of each question is random, too.
-    fn next_id(&self) -> [u8; 2] {
-        let mut x = self.ids.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let bytes = (x ^ (x >> 31)).to_ne_bytes();
-        [bytes[0], bytes[1]]
-    }
-}
-
-fn seed() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(SystemTime::now())
-}
-
-fn parse(text: &str, exclude: &[IpAddr]) -> Vec<SocketAddr> {
-    let nameserver = |line: &str| {
-        let address = line.trim().strip_prefix("nameserver")?.trim();
-        let address: IpAddr = address.parse().ok()?;
-        (!exclude.contains(&address)).then_some(SocketAddr::new(address, 53))
-    };
-    text.lines().filter_map(nameserver).take(MAX_UPSTREAMS).collect()
-}
-
-async fn over_udp(question: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
-    let any: SocketAddr = if upstream.is_ipv4() {
-        ([0, 0, 0, 0], 0).into()
-    } else {
-        ([0; 16], 0).into()
-    };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(upstream).await?;
-    socket.send(question).await?;
-    let mut buffer = vec![0; 4096];
-    loop {
-        let length = socket.recv(&mut buffer).await?;
-        if replies(question, &buffer[..length]) {
-            buffer.truncate(length);
-            return Ok(buffer);
+    fn judge(&self, resolver: &Resolver, reply: &io::Result<Vec<u8>>) {
+        match reply {
+            Ok(_) => resolver.answered(),
+            Err(_) => self.mark_silent(resolver),
         }
     }
-}
 
-async fn over_tcp(question: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(upstream).await?;
-    let length = u16::try_from(question.len()).map_err(io::Error::other)?;
-    stream.write_all(&[&length.to_be_bytes(), question].concat()).await?;
-    let length = stream.read_u16().await?;
-    let mut answer = vec![0; usize::from(length)];
-    stream.read_exact(&mut answer).await?;
-    Ok(answer)
-}
-
-/// Same id, marked as a response, same question.
-fn replies(question: &[u8], answer: &[u8]) -> bool {
-    let asked = question_section(question);
-    answer.len() >= HEADER
-        && answer[..2] == question[..2]
-        && answer[2] & 0x80 != 0
-        && asked.is_some_and(|asked| {
-            answer
-                .get(HEADER..HEADER + asked.len())
-                .is_some_and(|echo| echo.eq_ignore_ascii_case(asked))
-        })
-}
-
-/// The first question: name, type and class. Names in questions are not compressed.
-fn question_section(message: &[u8]) -> Option<&[u8]> {
-    let mut end = HEADER;
-    loop {
-        match *message.get(end)? {
-            0 => break,
-            length if length < 64 => end += 1 + usize::from(length),
-            _ => return None,
-        }
+    fn mark_silent(&self, resolver: &Resolver) {
+        let [jitter, ..] = self.random.next().to_ne_bytes();
+        resolver.silent(std::time::Instant::now(), jitter);
     }
-    message.get(HEADER..end + 5)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn own_addresses_are_no_resolvers() {
-        let text = "nameserver 169.254.20.10\n nameserver 9.9.9.9 \nnameserver 2001:db8::1\nnameserver x\n";
-        let found = parse(text, &["169.254.20.10".parse().unwrap()]);
-        assert_eq!(
-            found,
-            ["9.9.9.9:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()]
-        );
-    }
-
-    #[test]
-    fn only_the_answer_to_the_question_is_believed() {
-        let question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\0\0\x01\0\x01";
-        let mut answer = question.to_vec();
-        assert!(!replies(question, &answer), "a question is no answer");
-        answer[2] |= 0x80;
-        answer.extend(b"more");
-        assert!(replies(question, &answer));
-        answer[14] = b'W';
-        assert!(replies(question, &answer), "names are compared without case");
-        answer[14] = b'x';
-        assert!(!replies(question, &answer));
-        answer[14] = b'w';
-        answer[1] ^= 1;
-        assert!(!replies(question, &answer), "another id");
-        assert!(!replies(question, &answer[..11]));
-        assert!(
-            !replies(b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\xff", &answer),
-            "a question cut short"
-        );
-    }
+/// Another resolver may know better than one that failed or refuses.
+fn is_useful(reply: &[u8]) -> bool {
+    let code = number(reply, 2).unwrap_or_default() & flag::CODE;
+    matches!(code, code::NOERROR | code::NXDOMAIN)
 }

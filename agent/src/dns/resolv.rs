@@ -1,6 +1,8 @@
 //! The resolv.conf(5) that a pod gets, from its DNS policy.
 
-use std::net::Ipv4Addr;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::PodDNSConfig;
 
@@ -22,8 +24,8 @@ pub struct PodDns<'a> {
     pub host_network: bool,
     /// `dnsConfig`.
     pub config: Option<&'a PodDNSConfig>,
-    /// The cluster's DNS address.
-    pub nameserver: Ipv4Addr,
+    /// The cluster's DNS addresses.
+    pub nameservers: &'a [IpAddr],
     /// The cluster's domain, without a final dot.
     pub domain: &'a str,
     /// The contents of the host's resolv.conf.
@@ -35,6 +37,21 @@ struct Settings {
     nameservers: Vec<String>,
     searches: Vec<String>,
     options: Vec<String>,
+}
+
+/// The host's resolv.conf with the resolvers that are meant: where systemd-resolved runs, /etc/resolv.conf names only its
+/// stub, which pods cannot reach, and the real ones are in a file beside (systemd-resolved(8)).
+#[must_use]
+pub fn host_resolv_conf() -> PathBuf {
+    let (usual, resolved) = (Path::new("/etc/resolv.conf"), Path::new("/run/systemd/resolve/resolv.conf"));
+    let text = fs::read_to_string(usual).unwrap_or_default();
+    let is_stub = names_only_stub(&text) && resolved.exists();
+    if is_stub { resolved } else { usual }.to_owned()
+}
+
+fn names_only_stub(text: &str) -> bool {
+    let nameservers = parse(text).nameservers;
+    !nameservers.is_empty() && nameservers.iter().all(|address| address == "127.0.0.53" || address == "127.0.0.54")
 }
 
 /// The contents of the pod's resolv.conf.
@@ -61,7 +78,7 @@ fn cluster(pod: &PodDns<'_>) -> Settings {
     ];
     searches.extend(parse(pod.host).searches);
     Settings {
-        nameservers: vec![pod.nameserver.to_string()],
+        nameservers: pod.nameservers.iter().map(IpAddr::to_string).collect(),
         searches,
         options: vec![CLUSTER_NDOTS.to_owned()],
     }
@@ -141,13 +158,15 @@ mod tests {
 
     const HOST: &str = "# made by hand\ndomain old.example\nsearch corp.example\nnameserver 9.9.9.9\noptions edns0\n";
 
+    const CLUSTER_DNS: [IpAddr; 1] = [IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10))];
+
     fn pod(policy: &'static str) -> PodDns<'static> {
         PodDns {
             namespace: "shop",
             policy,
             host_network: false,
             config: None,
-            nameserver: Ipv4Addr::new(10, 96, 0, 10),
+            nameservers: &CLUSTER_DNS,
             domain: "cluster.local",
             host: HOST,
         }

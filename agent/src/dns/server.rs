@@ -1,312 +1,220 @@
-//! The server: one UDP socket, one TCP listener, one zone that is swapped under them.
+//! The server as a whole: listens on its addresses, decides who answers a question, and takes new names in while it runs.
+//!
+//! Questions over UDP are answered by a thread for each address (`udp`), without async machinery between the socket and
+//! the answer; what has to wait for someone else, and TCP, runs on the agent's runtime.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
-use arc_swap::ArcSwap;
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::net::TcpListener;
 
-use super::answer::Answer;
-use super::forward::{Forwarder, Transport};
-use super::{Error, Zone};
-
-/// The largest datagram without EDNS (RFC 1035), and the largest we send with it: no fragments on usual links.
-const PLAIN_SIZE: u16 = 512;
-const EDNS_SIZE: u16 = 1232;
-const MAX_CONNECTIONS: usize = 128;
-const IDLE: Duration = Duration::from_secs(10);
+use super::answer::Verdict;
+use super::cache::Query;
+use super::forward::Forwarder;
+use super::metrics::Metrics;
+use super::reply::{Reply, Transport};
+use super::request::{Rejected, Request};
+use super::stored::Stored;
+use super::wire::{HEADER, code, flag};
+use super::zone::Zone;
+use super::{Change, Error, ZoneConfig, tcp, udp};
 
 /// What the server is made from.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Address and port; unless it is a loopback address it is put on `lo`.
-    pub listen: SocketAddrV4,
+    /// Addresses and ports; those that are not loopback addresses are put on `lo`.
+    pub listen: Vec<SocketAddr>,
     /// Names the resolvers for what is not the cluster's: the host's /etc/resolv.conf.
     pub resolv_conf: PathBuf,
-    /// Addresses that lead back here (the cluster's DNS address), so never asked.
-    pub exclude: Vec<IpAddr>,
+    /// The cluster's DNS addresses: they lead back here, so they are never asked; and they are what `ns.dns` is.
+    pub cluster: Vec<IpAddr>,
+    /// The names that are the cluster's.
+    pub zone: ZoneConfig,
 }
 
 /// A server that listens already, but serves only while [`Server::run`] runs.
 pub struct Server {
-    udp: UdpSocket,
-    tcp: TcpListener,
+    sockets: Vec<Arc<std::net::UdpSocket>>,
+    listeners: Vec<TcpListener>,
     shared: Arc<Shared>,
 }
 
-/// Gives a running server new zones; cheap to clone.
+/// Tells a running server the cluster's services; cheap to clone.
 #[derive(Clone)]
 pub struct Handle(Arc<Shared>);
 
-struct Shared {
-    zone: ArcSwap<Zone>,
-    forwarder: Forwarder,
-    connections: Semaphore,
+/// What all who answer share.
+pub(super) struct Shared {
+    zone: Zone,
+    forwarder: Arc<Forwarder>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Handle {
-    /// Serves `zone` from now on.
-    pub fn update(&self, zone: Zone) {
-        self.0.zone.store(Arc::new(zone));
+    /// Takes over changes of services. Questions see all of one call, or nothing of it.
+    pub fn apply(&self, changes: Vec<Change>) {
+        self.0.zone.apply(changes);
+    }
+
+    /// Takes over all services there are: what is missing goes. Until the first time, questions for services fail
+    /// (SERVFAIL: the client asks again), for nothing may be called missing that is merely not known yet.
+    pub fn replace(&self, all: Vec<Change>) {
+        self.0.zone.replace(all);
+    }
+
+    /// Appends the server's counters in Prometheus' text format.
+    pub fn write_metrics(&self, out: &mut String) {
+        self.0.metrics.write(out, self.0.forwarder.cache_size());
     }
 }
 
 impl Server {
-    /// Puts the address on `lo` and listens on it. Until a zone comes everything is forwarded.
+    /// Puts the addresses on `lo` and listens on them.
     pub async fn bind(config: Config) -> Result<Server, Error> {
-        let address = config.listen;
-        if !address.ip().is_loopback() && !address.ip().is_unspecified() {
-            crate::network::add_local_address(*address.ip())?;
-        }
-        let failed = |transport| {
-            move |source| Error::Listen {
-                address,
-                transport,
-                source,
+        let (mut sockets, mut listeners) = (Vec::new(), Vec::new());
+        for address in &config.listen {
+            let ip = address.ip();
+            if !ip.is_loopback() && !ip.is_unspecified() {
+                crate::network::add_local_address(ip)?;
             }
-        };
-        let udp = UdpSocket::bind(address).await.map_err(failed("UDP"))?;
-        // With port 0, as in tests, both transports must still share one port.
-        let port = udp.local_addr().map_err(failed("UDP"))?.port();
-        let tcp = TcpListener::bind((*address.ip(), port)).await.map_err(failed("TCP"))?;
-        let mut exclude = config.exclude;
-        exclude.push(IpAddr::V4(*address.ip()));
+            let failed = |transport| {
+                move |source| Error::Listen {
+                    address: *address,
+                    transport,
+                    source,
+                }
+            };
+            let udp = std::net::UdpSocket::bind(address).map_err(failed("UDP"))?;
+            // With port 0, as in tests, both transports must still share one port.
+            let port = udp.local_addr().map_err(failed("UDP"))?.port();
+            sockets.push(Arc::new(udp));
+            listeners.push(TcpListener::bind((ip, port)).await.map_err(failed("TCP"))?);
+        }
+        let listening = config.listen.iter().map(|address| address.ip());
+        let own: Vec<IpAddr> = config.cluster.iter().copied().chain(listening).collect();
+        let metrics = Arc::new(Metrics::default());
         let shared = Shared {
-            zone: ArcSwap::default(),
-            forwarder: Forwarder::new(config.resolv_conf, exclude),
-            connections: Semaphore::new(MAX_CONNECTIONS),
+            zone: Zone::new(&config.zone, config.cluster)?,
+            forwarder: Arc::new(Forwarder::new(config.resolv_conf, own, Arc::clone(&metrics))),
+            metrics,
         };
         Ok(Server {
-            udp,
-            tcp,
+            sockets,
+            listeners,
             shared: Arc::new(shared),
         })
     }
 
-    /// For giving the server its zones.
+    /// For telling the server the cluster's services.
     pub fn handle(&self) -> Handle {
         Handle(self.shared.clone())
     }
 
     /// Where the server listens.
-    pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.udp.local_addr()
+    pub fn local_addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.sockets.iter().map(|socket| socket.local_addr()).collect()
     }
 
     /// Serves until the future is dropped.
     pub async fn run(self) {
-        let udp = Arc::new(self.udp);
-        tokio::join!(serve_udp(udp, self.shared.clone()), serve_tcp(self.tcp, self.shared));
-    }
-}
-
-async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
-    let mut buffer = vec![0; 4096];
-    loop {
-        let (length, client) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            Err(error) => {
-                // A client that closed its socket shows as an error of the next call: nothing to do about it.
-                tracing::debug!(%error, "receive a DNS question");
-                tokio::task::yield_now().await;
-                continue;
-            }
-        };
-        let question = &buffer[..length];
-        match shared.try_answer(question, Transport::Udp) {
-            Outcome::Reply(reply) => drop(socket.try_send_to(&reply, client)),
-            Outcome::Drop => {}
-            Outcome::Forward(alias) => {
-                let (socket, shared, question) = (socket.clone(), shared.clone(), question.to_vec());
-                tokio::spawn(async move {
-                    let reply = shared.forward(&question, alias, Transport::Udp).await;
-                    let _ = socket.send_to(&reply, client).await;
-                });
-            }
+        let start = |socket| udp::Serving::start(socket, self.shared.clone());
+        let threads: Vec<_> = self.sockets.into_iter().map(start).collect();
+        for error in threads.iter().filter_map(|thread| thread.as_ref().err()) {
+            tracing::error!(%error, "no thread can be started: DNS over UDP is not served");
         }
+        let streams = self.listeners.into_iter().map(|listener| tcp::serve(listener, self.shared.clone()));
+        let forwarder = self.shared.forwarder.clone();
+        tokio::join!(futures_util::future::join_all(streams), forwarder.watch());
     }
 }
 
-async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let shared = shared.clone();
-                tokio::spawn(async move {
-                    if let Ok(_permit) = shared.connections.try_acquire() {
-                        let _ = serve_stream(stream, &shared).await;
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accept a DNS connection");
-                // Out of descriptors, most likely: give others the time to close some.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn serve_stream(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
-    loop {
-        let length = timeout(IDLE, stream.read_u16()).await??;
-        let mut question = vec![0; usize::from(length)];
-        timeout(IDLE, stream.read_exact(&mut question)).await??;
-        let reply = match shared.try_answer(&question, Transport::Tcp) {
-            Outcome::Reply(reply) => reply,
-            Outcome::Forward(alias) => shared.forward(&question, alias, Transport::Tcp).await,
-            Outcome::Drop => return Ok(()),
-        };
-        let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
-        timeout(
-            IDLE,
-            stream.write_all(&[&length.to_be_bytes(), reply.as_slice()].concat()),
-        )
-        .await??;
-    }
-}
-
-/// What becomes of a question.
-enum Outcome {
-    Reply(Vec<u8>),
-    /// Not ours; with the answer so far when an alias of ours leads outside.
-    Forward(Option<Box<Alias>>),
+/// What becomes of a question at once.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The reply is complete.
+    Reply,
+    /// Someone else has to be asked: [`Shared::resolve`].
+    Wait,
     /// Not a question at all.
-    Drop,
-}
-
-/// A reply that lacks the records of the alias's target, and the question for them.
-struct Alias {
-    reply: Message,
-    question: Vec<u8>,
-    limit: u16,
+    Silence,
 }
 
 impl Shared {
-    fn try_answer(&self, bytes: &[u8], transport: Transport) -> Outcome {
-        let Ok(request) = Message::from_vec(bytes) else {
-            return match bytes.first_chunk::<3>() {
-                Some([a, b, flags]) if flags & 0x80 == 0 => {
-                    let id = u16::from_be_bytes([*a, *b]);
-                    encode(&Message::error_msg(id, OpCode::Query, ResponseCode::FormErr), u16::MAX)
-                }
-                _ => Outcome::Drop,
-            };
-        };
-        if request.metadata.message_type != MessageType::Query {
-            return Outcome::Drop;
-        }
-        let limit = limit(&request, transport);
-        let mut reply = reply_to(&request);
-        let [query] = request.queries.as_slice() else {
-            reply.metadata.response_code = ResponseCode::FormErr;
-            return encode(&reply, limit);
-        };
-        if request.metadata.op_code != OpCode::Query {
-            reply.metadata.response_code = ResponseCode::NotImp;
-            return encode(&reply, limit);
-        }
-        let answer = self.zone.load().answer(query, usize::from(request.metadata.id));
-        reply.metadata.authoritative = true;
-        reply.metadata.response_code = answer.code();
-        match answer {
-            Answer::NotOurs => return Outcome::Forward(None),
-            Answer::Alias { record, target } => {
-                let mut query = query.clone();
-                query.set_name(target);
-                let mut question = Message::query();
-                question.metadata.recursion_desired = true;
-                question.add_query(query);
-                reply.add_answer(record);
-                return match question.to_vec() {
-                    Ok(question) => Outcome::Forward(Some(Box::new(Alias { reply, question, limit }))),
-                    Err(_) => encode(&reply, limit),
-                };
+    /// Answers from memory, into `out`. `rotation` is any number.
+    pub(super) fn answer(&self, message: &[u8], transport: Transport, rotation: usize, out: &mut Vec<u8>) -> Outcome {
+        let request = match Request::parse(message) {
+            Ok(request) => request,
+            Err(Rejected::Silent) => return Outcome::Silence,
+            Err(Rejected::Code {
+                header,
+                question,
+                code,
+                edns,
+            }) => {
+                Reply::reject(out, header, question, code, edns);
+                return Outcome::Reply;
             }
-            Answer::Records {
-                answers,
-                additionals,
-                authority,
-            } => {
-                reply.insert_answers(answers);
-                reply.insert_additionals(additionals);
-                reply.insert_authorities(authority.into_iter().collect());
-            }
-            Answer::NoSuchName { authority } => reply.insert_authorities(vec![authority]),
-        }
-        encode(&reply, limit)
-    }
-
-    async fn forward(&self, question: &[u8], alias: Option<Box<Alias>>, transport: Transport) -> Vec<u8> {
-        let Some(mut alias) = alias else {
-            return match self.forwarder.ask(question, transport).await {
-                Ok(answer) => answer,
-                Err(error) => {
-                    tracing::debug!(%error, "forward a DNS question");
-                    failure(question)
-                }
-            };
         };
-        let answer = self.forwarder.ask(&alias.question, transport).await;
-        match answer.ok().and_then(|bytes| Message::from_vec(&bytes).ok()) {
-            Some(answer) => {
-                alias.reply.metadata.response_code = answer.metadata.response_code;
-                alias.reply.add_answers(answer.answers);
+        self.metrics.request(transport, request.kind);
+        let known = |query: &Query| self.forwarder.cached(query);
+        match self.compose(&request, transport, rotation, out, known) {
+            None => Outcome::Reply,
+            Some(_) => Outcome::Wait,
+        }
+    }
+
+    /// Answers what [`Shared::answer`] could not, after asking elsewhere.
+    pub(super) async fn resolve(&self, message: &[u8], transport: Transport, rotation: usize, out: &mut Vec<u8>) {
+        let Ok(request) = Request::parse(message) else { return };
+        let Some(query) = self.compose(&request, transport, rotation, out, |_| None) else {
+            return;
+        };
+        let Some(found) = self.forwarder.lookup(query).await else {
+            return Reply::reject(out, request.header, request.question, code::SERVFAIL, request.edns);
+        };
+        self.compose(&request, transport, rotation, out, |_| Some(found.clone()));
+    }
+
+    /// Writes the reply; tells what has to be known first if `known` does not have it.
+    fn compose(
+        &self,
+        request: &Request<'_>,
+        transport: Transport,
+        rotation: usize,
+        out: &mut Vec<u8>,
+        known: impl Fn(&Query) -> Option<Arc<Stored>>,
+    ) -> Option<Query> {
+        let query = |name| Query {
+            name,
+            kind: request.kind,
+            dnssec: request.wants_dnssec(),
+            unchecked: request.header.flags & flag::CHECKING_DISABLED != 0,
+        };
+        let mut reply = Reply::new(out, request, transport);
+        match self.zone.answer(request, &mut reply, rotation) {
+            Verdict::Answered(code) => reply.finish(code, true),
+            Verdict::NotReady => reply.finish(code::SERVFAIL, false),
+            Verdict::Alias(target) => {
+                let alias = reply.position() - target.as_bytes().len();
+                let query = query(*target);
+                let Some(found) = known(&query) else { return Some(query) };
+                found.append(&mut reply, alias, Instant::now());
+                reply.finish(found.code(), true);
             }
-            None => alias.reply.metadata.response_code = ResponseCode::ServFail,
+            Verdict::NotOurs if request.header.flags & flag::RECURSION_DESIRED == 0 => {
+                // Only what is here (RFC 1034, 4.3.1): whatever others asked for is not shown.
+                reply.finish(code::REFUSED, false);
+            }
+            Verdict::NotOurs => {
+                let query = query(request.name.clone());
+                let Some(found) = known(&query) else { return Some(query) };
+                found.reply(request, transport, out, Instant::now());
+            }
         }
-        match encode(&alias.reply, alias.limit) {
-            Outcome::Reply(reply) => reply,
-            _ => failure(question),
-        }
+        debug_assert!(out.len() >= HEADER, "a reply has a header");
+        None
     }
-}
-
-fn reply_to(request: &Message) -> Message {
-    let mut reply = Message::response(request.metadata.id, request.metadata.op_code);
-    reply.metadata.recursion_desired = request.metadata.recursion_desired;
-    reply.metadata.recursion_available = true;
-    reply.add_queries(request.queries.iter().cloned());
-    if request.edns.is_some() {
-        let mut edns = Edns::new();
-        edns.set_max_payload(EDNS_SIZE);
-        reply.set_edns(edns);
-    }
-    reply
-}
-
-fn limit(request: &Message, transport: Transport) -> u16 {
-    match (transport, &request.edns) {
-        (Transport::Tcp, _) => u16::MAX,
-        (Transport::Udp, None) => PLAIN_SIZE,
-        (Transport::Udp, Some(edns)) => edns.max_payload().clamp(PLAIN_SIZE, EDNS_SIZE),
-    }
-}
-
-fn encode(reply: &Message, limit: u16) -> Outcome {
-    match reply.to_vec() {
-        Ok(bytes) if bytes.len() <= usize::from(limit) => Outcome::Reply(bytes),
-        Ok(_) => reply.truncate().to_vec().map(Outcome::Reply).unwrap_or(Outcome::Drop),
-        Err(error) => {
-            tracing::warn!(%error, "encode a DNS reply");
-            Outcome::Drop
-        }
-    }
-}
-
-/// The question as it came, marked as a response that says SERVFAIL.
-fn failure(question: &[u8]) -> Vec<u8> {
-    let Ok(request) = Message::from_vec(question) else {
-        return Vec::new();
-    };
-    let mut reply = reply_to(&request);
-    reply.metadata.response_code = ResponseCode::ServFail;
-    reply.to_vec().unwrap_or_default()
 }

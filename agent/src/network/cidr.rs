@@ -1,28 +1,35 @@
-//! IPv4 networks in CIDR notation (RFC 4632), as pod and service ranges are configured.
+//! Networks in CIDR notation (RFC 4632, RFC 4291), as pod and service ranges are configured; either family.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::str::FromStr;
 
-/// An IPv4 network; the host bits of the address are zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// An IPv4 or IPv6 network; the host bits of the address are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cidr {
-    base: Ipv4Addr,
+    base: IpAddr,
     prefix: u8,
 }
 
 impl Cidr {
-    /// The network of `prefix` bits that holds `address`; `None` when `prefix` is above 32.
-    pub fn new(address: Ipv4Addr, prefix: u8) -> Option<Cidr> {
-        if prefix > 32 {
-            return None;
-        }
-        let base = Ipv4Addr::from_bits(address.to_bits() & mask(prefix));
-        Some(Cidr { base, prefix })
+    /// The network of `prefix` bits that holds `address`; `None` when the family has no such prefix.
+    pub fn new(address: impl Into<IpAddr>, prefix: u8) -> Option<Cidr> {
+        let address = address.into();
+        (u32::from(prefix) <= width(address)).then(|| Cidr {
+            base: from_bits(address, bits(address) & mask(address, prefix)),
+            prefix,
+        })
+    }
+
+    /// The network of one address: `/32` or `/128`.
+    pub fn host(address: impl Into<IpAddr>) -> Cidr {
+        let base = address.into();
+        let prefix = if base.is_ipv4() { 32 } else { 128 };
+        Cidr { base, prefix }
     }
 
     /// The network's first address.
-    pub fn base(&self) -> Ipv4Addr {
+    pub fn base(&self) -> IpAddr {
         self.base
     }
 
@@ -31,28 +38,57 @@ impl Cidr {
         self.prefix
     }
 
-    /// Whether `address` is inside.
-    pub fn contains(&self, address: Ipv4Addr) -> bool {
-        address.to_bits() & mask(self.prefix) == self.base.to_bits()
+    /// Whether this is an IPv4 network.
+    pub fn is_ipv4(&self) -> bool {
+        self.base.is_ipv4()
     }
 
-    /// The number of addresses.
-    pub fn size(&self) -> u64 {
-        1 << (32 - self.prefix)
+    /// Whether `address` is inside; never for one of the other family.
+    pub fn contains(&self, address: impl Into<IpAddr>) -> bool {
+        let address = address.into();
+        address.is_ipv4() == self.is_ipv4() && bits(address) & mask(address, self.prefix) == bits(self.base)
+    }
+
+    /// The number of addresses; that of `::/0` is one less than it should be.
+    pub fn size(&self) -> u128 {
+        1u128
+            .checked_shl(width(self.base) - u32::from(self.prefix))
+            .unwrap_or(u128::MAX)
     }
 
     /// The address `offset` places after the base; `None` outside of the network.
-    pub fn nth(&self, offset: u64) -> Option<Ipv4Addr> {
-        if offset >= self.size() {
-            return None;
-        }
-        let offset = u32::try_from(offset).ok()?;
-        Some(Ipv4Addr::from_bits(self.base.to_bits() | offset))
+    pub fn nth(&self, offset: u128) -> Option<IpAddr> {
+        (offset < self.size()).then(|| from_bits(self.base, bits(self.base) | offset))
+    }
+
+    /// How many places after the base `address` is; `None` outside of the network.
+    pub fn offset(&self, address: IpAddr) -> Option<u128> {
+        self.contains(address).then(|| bits(address) - bits(self.base))
     }
 }
 
-fn mask(prefix: u8) -> u32 {
-    u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)
+fn width(address: IpAddr) -> u32 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+/// The address with `bits`, of the family of `like`.
+fn from_bits(like: IpAddr, bits: u128) -> IpAddr {
+    match like {
+        // The upper 96 bits are zero for this family.
+        IpAddr::V4(_) => IpAddr::V4(u32::try_from(bits).unwrap_or(u32::MAX).into()),
+        IpAddr::V6(_) => IpAddr::V6(bits.into()),
+    }
+}
+
+fn mask(address: IpAddr, prefix: u8) -> u128 {
+    u128::MAX.checked_shl(width(address) - u32::from(prefix)).unwrap_or(0)
 }
 
 impl fmt::Display for Cidr {
@@ -61,9 +97,9 @@ impl fmt::Display for Cidr {
     }
 }
 
-/// Text that is not an IPv4 network.
+/// Text that is not a network.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not an IPv4 network in CIDR notation (as 10.244.0.0/24) with zero host bits")]
+#[error("{0:?} is not a network in CIDR notation (as 10.244.0.0/24 or fd00:10:244::/64) with zero host bits")]
 pub struct InvalidCidr(String);
 
 impl FromStr for Cidr {
@@ -72,7 +108,7 @@ impl FromStr for Cidr {
     fn from_str(text: &str) -> Result<Cidr, InvalidCidr> {
         let invalid = || InvalidCidr(text.to_owned());
         let (address, prefix) = text.split_once('/').ok_or_else(invalid)?;
-        let address: Ipv4Addr = address.parse().map_err(|_| invalid())?;
+        let address: IpAddr = address.parse().map_err(|_| invalid())?;
         let prefix = prefix.parse().map_err(|_| invalid())?;
         let cidr = Cidr::new(address, prefix).ok_or_else(invalid)?;
         if cidr.base != address {
@@ -84,6 +120,8 @@ impl FromStr for Cidr {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
     #[test]
@@ -91,12 +129,26 @@ mod tests {
         let cidr: Cidr = "10.244.3.0/24".parse().unwrap();
         assert!(cidr.contains(Ipv4Addr::new(10, 244, 3, 255)));
         assert!(!cidr.contains(Ipv4Addr::new(10, 244, 4, 0)));
+        assert!(!cidr.contains(Ipv6Addr::LOCALHOST));
         assert_eq!(cidr.size(), 256);
-        assert_eq!(cidr.nth(1), Some(Ipv4Addr::new(10, 244, 3, 1)));
+        assert_eq!(cidr.nth(1), Some(Ipv4Addr::new(10, 244, 3, 1).into()));
         assert_eq!(cidr.nth(256), None);
+        assert_eq!(cidr.offset(Ipv4Addr::new(10, 244, 3, 9).into()), Some(9));
         assert_eq!(cidr.to_string(), "10.244.3.0/24");
         let all: Cidr = "0.0.0.0/0".parse().unwrap();
         assert!(all.contains(Ipv4Addr::BROADCAST));
+        assert_eq!(Cidr::host(Ipv4Addr::LOCALHOST).to_string(), "127.0.0.1/32");
+    }
+
+    #[test]
+    fn either_family() {
+        let cidr: Cidr = "fd00:10:244:3::/64".parse().unwrap();
+        assert_eq!(cidr.size(), 1 << 64);
+        assert_eq!(cidr.nth(0x1_0000), Some("fd00:10:244:3::1:0".parse().unwrap()));
+        assert_eq!(cidr.nth(1 << 64), None);
+        assert!(cidr.contains("fd00:10:244:3:ffff::".parse::<Ipv6Addr>().unwrap()));
+        assert!(!cidr.contains(Ipv4Addr::new(10, 244, 3, 1)));
+        assert!("::/0".parse::<Cidr>().unwrap().contains(Ipv6Addr::LOCALHOST));
     }
 
     #[test]
@@ -106,7 +158,8 @@ mod tests {
             "10.0.0.0",
             "10.0.0.1/24",
             "10.0.0.0/33",
-            "::/0",
+            "::/129",
+            "fd00::1/64",
             "10.0.0.0/-1",
             "a/8",
         ] {

@@ -11,6 +11,9 @@ pub enum Error {
     /// The pod range has no room for the node and a pod.
     #[error("the pod range {0} is too small: it needs at least 4 addresses")]
     RangeTooSmall(Cidr),
+    /// IPv6 does not work with such a small MTU (RFC 8200).
+    #[error("pods would have an MTU of {0} bytes, and IPv6 needs 1280: raise the MTU of the machine's interface")]
+    MtuTooSmall(u32),
     /// Every address is taken.
     #[error("all {used} addresses of the pod range {range} are taken: delete pods or give the node a larger range")]
     Exhausted {
@@ -51,6 +54,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether what should be made exists already.
+    pub(super) fn is_exists(&self) -> bool {
+        matches!(self, Error::Netlink { source, .. } if source.raw_os_error() == Some(libc::EEXIST))
+    }
+
     pub(super) fn file(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Error {
         Error::File {
             action,

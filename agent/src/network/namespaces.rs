@@ -13,7 +13,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_chang
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::Error;
-use super::netlink::Netlink;
+use super::netlink::{self, Netlink};
 
 /// `f_type` of a pinned namespace: NSFS_MAGIC of linux/magic.h.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -130,8 +130,8 @@ fn populate(pinned: &Pinned, kinds: &[Kind], hostname: Option<&str>) -> Result<(
     Ok(())
 }
 
-/// A pod may bind low ports and ping without capabilities, as under other container engines; IPv6 stays on `lo` only
-/// until the cluster hands out IPv6 addresses: link-local ones would only make noise.
+/// A pod may bind low ports and ping without capabilities, as under other container engines. IPv6 stays on `lo` alone until
+/// an interface gets an IPv6 address of the cluster: link-local ones would only make noise.
 fn prepare_network() -> Result<(), Error> {
     for (name, value) in [
         ("ipv4/ip_unprivileged_port_start", "0"),
@@ -141,8 +141,8 @@ fn prepare_network() -> Result<(), Error> {
         super::host::write_sysctl(name, value)?;
     }
     let mut netlink = Netlink::open()?;
-    let lo = netlink.index_of("lo")?;
-    netlink.set_up(lo)
+    let lo = netlink.link("lo")?.index;
+    netlink.run(vec![netlink::set_up(lo)]).map(drop)
 }
 
 /// Opens a pinned namespace.

@@ -4,6 +4,7 @@
 //! it), then the services' variables where the name is still free. The image's own variables come first of all.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, Service};
 
@@ -15,8 +16,8 @@ use super::references::Objects;
 pub struct Sources<'a> {
     /// The pod.
     pub pod: &'a Pod,
-    /// The address this node gave it.
-    pub pod_ip: &'a str,
+    /// The addresses this node gave it.
+    pub pod_ips: &'a [IpAddr],
     /// The node.
     pub node: &'a NodeFacts,
     /// Fetched ConfigMaps and Secrets.
@@ -74,7 +75,7 @@ pub fn build(container: &Container, sources: &Sources<'_>) -> Result<Vec<(String
 /// `None`: an optional source that is absent, so the variable stays unset.
 fn from_source(container: &Container, sources: &Sources<'_>, from: &EnvVarSource) -> Result<Option<String>, String> {
     if let Some(reference) = &from.field_ref {
-        return fields::field(sources.pod, sources.node, sources.pod_ip, &reference.field_path).map(Some);
+        return fields::field(sources.pod, sources.node, sources.pod_ips, &reference.field_path).map(Some);
     }
     if let Some(reference) = &from.resource_field_ref {
         let named = reference.container_name.as_deref().filter(|name| !name.is_empty());
@@ -282,7 +283,7 @@ mod tests {
         let services = [("KUBERNETES_SERVICE_HOST".to_owned(), "10.96.0.1".to_owned())].into();
         let sources = Sources {
             pod: &pod,
-            pod_ip: "10.244.0.9",
+            pod_ips: &[[10, 244, 0, 9].into()],
             node: &NodeFacts::default(),
             objects: &objects(),
             services: &services,

@@ -2,7 +2,7 @@
 //!
 //! Follows the kubelet's `managedHostsFileContent` and "DNS for Services and Pods" of the documentation.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
@@ -65,14 +65,14 @@ pub fn hosts(pod: &Pod, hostname: &str, ips: &[IpAddr], host: &str, domain: &str
 
 /// /etc/resolv.conf. `host` is the node's own file.
 #[must_use]
-pub fn resolv_conf(pod: &Pod, cluster_dns: Ipv4Addr, domain: &str, host: &str) -> String {
+pub fn resolv_conf(pod: &Pod, cluster_dns: &[IpAddr], domain: &str, host: &str) -> String {
     let spec = pod.spec.as_ref();
     dns::resolv_conf(&PodDns {
         namespace: pod.metadata.namespace.as_deref().unwrap_or_default(),
         policy: spec.and_then(|spec| spec.dns_policy.as_deref()).unwrap_or_default(),
         host_network: spec.is_some_and(uses_host_network),
         config: spec.and_then(|spec| spec.dns_config.as_ref()),
-        nameserver: cluster_dns,
+        nameservers: cluster_dns,
         domain,
         host,
     })
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn name_resolution_follows_the_pod() {
         let host = "nameserver 192.0.2.53\nsearch corp.example\n";
-        let text = |spec| resolv_conf(&pod(spec), Ipv4Addr::new(10, 96, 0, 10), "cluster.local", host);
+        let text = |spec| resolv_conf(&pod(spec), &["10.96.0.10".parse().unwrap()], "cluster.local", host);
         assert!(
             text(json!({})).contains("search shop.svc.cluster.local svc.cluster.local cluster.local corp.example\n")
         );

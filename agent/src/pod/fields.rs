@@ -1,5 +1,7 @@
 //! Values of `fieldRef` and `resourceFieldRef`: what the downward API can say about a pod.
 
+use std::net::IpAddr;
+
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
 
 use super::quantity::Amount;
@@ -9,8 +11,8 @@ use super::quantity::Amount;
 pub struct NodeFacts {
     /// The node's name.
     pub name: String,
-    /// The node's address.
-    pub host_ip: String,
+    /// The node's addresses: one, or one of each family.
+    pub host_ips: Vec<IpAddr>,
     /// Allocatable processors, in thousandths.
     pub cpu_milli: i64,
     /// Allocatable memory in bytes.
@@ -19,8 +21,8 @@ pub struct NodeFacts {
     pub ephemeral_storage: i64,
 }
 
-/// The value of a field path, or why there is none. `pod_ip` is the address given by this node.
-pub fn field(pod: &Pod, node: &NodeFacts, pod_ip: &str, path: &str) -> Result<String, String> {
+/// The value of a field path, or why there is none. `pod_ips` are the addresses given by this node.
+pub fn field(pod: &Pod, node: &NodeFacts, pod_ips: &[IpAddr], path: &str) -> Result<String, String> {
     let meta = &pod.metadata;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     if let Some((map, key)) = subscript(path) {
@@ -49,10 +51,17 @@ pub fn field(pod: &Pod, node: &NodeFacts, pod_ip: &str, path: &str) -> Result<St
             .and_then(|spec| spec.service_account_name.clone())
             .unwrap_or_default()),
         "spec.restartPolicy" => Ok(spec.and_then(|spec| spec.restart_policy.clone()).unwrap_or_default()),
-        "status.hostIP" | "status.hostIPs" => Ok(node.host_ip.clone()),
-        "status.podIP" | "status.podIPs" => Ok(pod_ip.to_owned()),
+        "status.hostIP" => Ok(join(node.host_ips.iter().take(1))),
+        "status.hostIPs" => Ok(join(node.host_ips.iter())),
+        "status.podIP" => Ok(join(pod_ips.iter().take(1))),
+        "status.podIPs" => Ok(join(pod_ips.iter())),
         _ => Err(format!("unsupported field path {path:?}")),
     }
+}
+
+/// Addresses with commas between, as the downward API writes lists.
+fn join<'a>(ips: impl Iterator<Item = &'a IpAddr>) -> String {
+    ips.map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// The value of a resource of `container`: its limit or request, else what the node offers.
@@ -132,16 +141,19 @@ mod tests {
     fn every_supported_path_has_a_value() {
         let node = NodeFacts {
             name: "n1".into(),
-            host_ip: "192.0.2.1".into(),
+            host_ips: ["192.0.2.1", "2001:db8::1"].map(|text| text.parse().unwrap()).into(),
             ..NodeFacts::default()
         };
-        let value = |path: &str| field(&pod(), &node, "10.244.0.5", path);
+        let ips = ["10.244.0.5", "fd00::5"].map(|text| text.parse().unwrap());
+        let value = |path: &str| field(&pod(), &node, &ips, path);
         assert_eq!(value("metadata.name").unwrap(), "web");
         assert_eq!(value("metadata.labels['app']").unwrap(), "web");
         assert_eq!(value("metadata.labels['absent']").unwrap(), "");
         assert_eq!(value("metadata.labels").unwrap(), "app=\"web\"\ntier/x=\"a\\\"b\"");
         assert_eq!(value("status.podIP").unwrap(), "10.244.0.5");
+        assert_eq!(value("status.podIPs").unwrap(), "10.244.0.5,fd00::5");
         assert_eq!(value("status.hostIP").unwrap(), "192.0.2.1");
+        assert_eq!(value("status.hostIPs").unwrap(), "192.0.2.1,2001:db8::1");
         assert!(value("spec.containers").unwrap_err().contains("spec.containers"));
     }
 

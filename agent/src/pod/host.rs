@@ -1,7 +1,7 @@
 //! What every pod worker of this node shares: the node's facts and its connections.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use crate::config::AgentConfig;
 use crate::events::Recorder;
 use crate::image::ImageStore;
 use crate::network::PodNetwork;
+use crate::proxy::edge::Edge;
 use crate::volume::VolumeDirs;
 
 /// The services of the cluster, as last seen.
@@ -29,8 +30,8 @@ pub struct Host {
     pub config: AgentConfig,
     /// What pods may know of the node.
     pub facts: NodeFacts,
-    /// The node's address.
-    pub ip: IpAddr,
+    /// The node's addresses: one, or one of each family.
+    pub ips: Vec<IpAddr>,
     /// The Kubernetes API.
     pub api: Arc<dyn Api>,
     /// The warden.
@@ -39,6 +40,8 @@ pub struct Host {
     pub images: Arc<ImageStore>,
     /// The pod network.
     pub network: Arc<PodNetwork>,
+    /// What handles packets at the pods' interfaces; without it they take the kernel's long way.
+    pub edge: Option<Arc<Edge>>,
     /// ConfigMaps and Secrets in use.
     pub objects: ObjectCache,
     /// Events.
@@ -52,6 +55,12 @@ pub struct Host {
 }
 
 impl Host {
+    /// The node's first address.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    }
+
     /// The records of a pod.
     #[must_use]
     pub fn records(&self, uid: &str) -> Records {

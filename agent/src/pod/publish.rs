@@ -3,6 +3,7 @@
 //! A pod that merely comes to life is reported a little later than it happens, because "Running" usually follows
 //! within milliseconds and makes the report superfluous.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ const RESET: [&str; 3] = ["reason", "message", "initContainerStatuses"];
 
 /// The publisher of one pod.
 pub struct Publisher {
-    host_ip: String,
+    host_ips: Vec<IpAddr>,
     sent: PodStatus,
     sending: Option<PodStatus>,
     held_since: Option<Timestamp>,
@@ -40,9 +41,9 @@ pub struct Publisher {
 impl Publisher {
     /// Starts from what the API has.
     #[must_use]
-    pub fn new(pod: &Pod, host_ip: &str) -> Self {
+    pub fn new(pod: &Pod, host_ips: &[IpAddr]) -> Self {
         Publisher {
-            host_ip: host_ip.to_owned(),
+            host_ips: host_ips.to_vec(),
             sent: pod.status.clone().unwrap_or_default(),
             sending: None,
             held_since: None,
@@ -91,7 +92,7 @@ impl Publisher {
         if let Some(retry_at) = self.retry_at.filter(|at| now < *at) {
             return Some(retry_at);
         }
-        let status = status::compute(pod, state, &self.sent, &self.host_ip, now);
+        let status = status::compute(pod, state, &self.sent, &self.host_ips, now);
         if same(&status, &self.sent) {
             self.held_since = None;
             return None;
@@ -138,7 +139,7 @@ impl Publisher {
         if self.stopped {
             return None;
         }
-        let status = status::compute(pod, state, &self.sent, &self.host_ip, now);
+        let status = status::compute(pod, state, &self.sent, &self.host_ips, now);
         (!same(&status, &self.sent)).then(|| patch(pod, &status))
     }
 }
@@ -214,8 +215,8 @@ fn same(status: &PodStatus, sent: &PodStatus) -> bool {
         && status.phase == sent.phase
         && status.container_statuses == sent.container_statuses
         && status.init_container_statuses == sent.init_container_statuses
-        && status.pod_ip == sent.pod_ip
-        && status.host_ip == sent.host_ip
+        && status.pod_ips == sent.pod_ips
+        && status.host_ips == sent.host_ips
         && status.start_time == sent.start_time
         && status.qos_class == sent.qos_class
         && status.reason == sent.reason

@@ -21,7 +21,9 @@ use super::host::Host;
 use super::objects::Entry;
 use super::references::References;
 use super::spec::Namespaces;
+use crate::dns;
 use crate::network::namespaces::{Kind, Pinned};
+use crate::proxy::edge::EdgePod;
 use crate::volume::payload::{self, Sources, TokenKey};
 use crate::volume::{directory, subpath};
 
@@ -169,7 +171,7 @@ fn connect(host: &Host, pod: &Pod) -> Result<Vec<IpAddr>, String> {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let hostname = etc::hostname(pod, &host.config.node_name);
     let kinds = namespace_kinds(pod);
-    let mut ips = vec![host.ip];
+    let mut ips = host.ips.clone();
     if !kinds.is_empty() {
         let pinned =
             Pinned::create(&host.namespaces(uid), &kinds, Some(&hostname)).map_err(|error| error.to_string())?;
@@ -178,7 +180,11 @@ fn connect(host: &Host, pod: &Pod) -> Result<Vec<IpAddr>, String> {
                 .network
                 .setup(uid, &pinned.path(Kind::Net))
                 .map_err(|error| error.to_string())?;
-            ips = vec![IpAddr::V4(address.ip)];
+            if let Some(edge) = &host.edge {
+                edge.attach_pod(&EdgePod::of(&address))
+                    .map_err(|error| error.to_string())?;
+            }
+            ips = address.ips;
         }
     }
     let records = host.records(uid);
@@ -199,10 +205,11 @@ fn write_etc(host: &Host, pod: &Pod, dir: &Path, hostname: &str, ips: &[IpAddr])
         dir.join("hosts"),
         etc::hosts(pod, hostname, ips, &own("/etc/hosts"), domain),
     )?;
-    let dns = host.config.cluster_dns;
+    let dns = host.config.cluster_dns_addresses();
+    let of_host = dns::host_resolv_conf();
     fs::write(
         dir.join("resolv.conf"),
-        etc::resolv_conf(pod, dns, domain, &own("/etc/resolv.conf")),
+        etc::resolv_conf(pod, &dns, domain, &fs::read_to_string(of_host).unwrap_or_default()),
     )
 }
 
@@ -249,6 +256,10 @@ pub fn namespaces(host: &Host, pod: &Pod) -> Namespaces {
 
 /// Takes everything of the pod's sandbox away; what is not there is fine. Blocks.
 pub fn tear_down(host: &Host, uid: &str) -> Result<(), String> {
+    if let (Some(edge), Some(address)) = (&host.edge, host.network.address(uid)) {
+        edge.detach_pod(&address.host_interface)
+            .map_err(|error| error.to_string())?;
+    }
     host.network.teardown(uid).map_err(|error| error.to_string())?;
     Pinned::open(&host.namespaces(uid))
         .remove()
@@ -275,7 +286,7 @@ fn remove_pod_cgroup(host: &Host, uid: &str) {
 
 fn pod_cgroup(host: &Host, uid: &str) -> Option<std::path::PathBuf> {
     let mount = crate::node::cgroup_mount()?;
-    Some(mount.join(&host.config.cgroup_parent).join(format!("pod{uid}")))
+    Some(mount.join(host.config.pods_cgroup()).join(format!("pod{uid}")))
 }
 
 /// Removes what one container left behind: its subPath mounts, bundle and message file. Blocks.

@@ -187,10 +187,9 @@ impl Attempt {
             .unwrap_or(true);
         let services = self.host.services.load();
         let services = env::service_variables(services.iter().map(|service| &**service), &namespace, links);
-        let pod_ip = self.ips.first().map(ToString::to_string).unwrap_or_default();
         let sources = env::Sources {
             pod: &self.pod,
-            pod_ip: &pod_ip,
+            pod_ips: &self.ips,
             node: &self.host.facts,
             objects: &held.objects,
             services: &services,
@@ -263,7 +262,7 @@ impl Prepared {
             } else {
                 Vec::new()
             },
-            cgroup: &format!("/{}/pod{uid}/{}", self.host.config.cgroup_parent, self.id),
+            cgroup: &format!("/{}/pod{uid}/{}", self.host.config.pods_cgroup(), self.id),
             resources: limits.value,
             oom_score_adj: qos::oom_score_adj(class, &self.container, self.host.facts.memory),
             seccomp: self.seccomp(&security.seccomp)?,

@@ -26,7 +26,7 @@ const ERROR_SHOWN: Duration = Duration::from_secs(2);
 /// Computes the status. `previous` is what was last sent, or what the API has: transition times, the pod's last
 /// address and other writers' conditions are taken from it.
 #[must_use]
-pub fn compute(pod: &Pod, state: &PodState, previous: &PodStatus, host_ip: &str, now: Timestamp) -> PodStatus {
+pub fn compute(pod: &Pod, state: &PodState, previous: &PodStatus, host_ips: &[IpAddr], now: Timestamp) -> PodStatus {
     let progress = progress(pod, state);
     let (mut init, mut main) = (Vec::new(), Vec::new());
     for (container, role) in containers(pod) {
@@ -42,8 +42,8 @@ pub fn compute(pod: &Pod, state: &PodState, previous: &PodStatus, host_ip: &str,
         conditions: Some(conditions(pod, state, previous, progress, phase, &init, &main, now)),
         container_statuses: Some(main),
         init_container_statuses: Some(init).filter(|all| !all.is_empty()),
-        host_ip: Some(host_ip.to_owned()),
-        host_ips: Some(vec![HostIP { ip: host_ip.to_owned() }]),
+        host_ip: host_ips.first().map(ToString::to_string),
+        host_ips: Some(host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
         phase: Some(phase.to_owned()),
         qos_class: Some(QosClass::of(pod).as_str().to_owned()),
         start_time: Some(time(state.start_time)),
@@ -506,7 +506,7 @@ mod tests {
     }
 
     fn of(pod: &Pod, state: &PodState) -> PodStatus {
-        compute(pod, state, &PodStatus::default(), "192.0.2.1", now())
+        compute(pod, state, &PodStatus::default(), &[[192, 0, 2, 1].into()], now())
     }
 
     fn condition(status: &PodStatus, kind: &str) -> (String, Option<String>) {
@@ -599,7 +599,7 @@ mod tests {
             not_before,
         };
         let reason = |at| {
-            let status = compute(&pod, &state, &PodStatus::default(), "192.0.2.1", at);
+            let status = compute(&pod, &state, &PodStatus::default(), &[[192, 0, 2, 1].into()], at);
             let state = status.container_statuses.unwrap().remove(0).state.unwrap();
             state.waiting.unwrap().reason.unwrap()
         };
@@ -636,7 +636,13 @@ mod tests {
         };
         let state = with(&pod, running);
         let first = of(&pod, &state);
-        let later = compute(&pod, &state, &first, "192.0.2.1", now() + Duration::from_secs(60));
+        let later = compute(
+            &pod,
+            &state,
+            &first,
+            &[[192, 0, 2, 1].into()],
+            now() + Duration::from_secs(60),
+        );
         assert_eq!(first, later);
     }
 

@@ -32,9 +32,9 @@ const HEADER: usize = 16;
 const ID: usize = 48;
 
 /// What clients must leave: service and backend.
-pub(super) type Gone = BTreeSet<bpf::Origin>;
+pub(super) type Gone = BTreeSet<bpf::Translation>;
 /// What connected UDP sockets asked for and where they were sent, by socket cookie.
-pub(super) type Flows = HashMap<MapData, u64, bpf::Origin>;
+pub(super) type Flows = HashMap<MapData, u64, bpf::Translation>;
 
 /// Destroys the UDP sockets that are connected to a vanished backend, in the host's and in all pods' namespaces.
 /// Returns how many.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::Frontend;
+use super::{Frontend, ServiceName};
 
 /// A failure of the service proxy.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +67,11 @@ pub enum Error {
     },
 }
 
-/// A service that the maps could not take; the others are in force, and this one is as it was before.
+/// A frontend that could not be put in force; all others are, and what led there before still does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
+    /// Whose.
+    pub service: ServiceName,
     /// Which one.
     pub frontend: Frontend,
     /// Why, for an event on the node.

@@ -9,16 +9,19 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use aya::programs::CgroupSockAddr;
+use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramFd};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
+use hull_ebpf_types as bpf;
+
 use super::maps::NAMES;
-use super::{Error, ProxyConfig, bpffs, sys};
+use super::{Error, ProxyConfig, bpffs, sys, tables};
+use crate::network::Cidr;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/hull.bpf.o"));
 
 /// The programs and their attach types (enum bpf_attach_type). What shows origins is attached before what makes them.
-const PROGRAMS: [(&str, u32); 8] = [
+const PROGRAMS: [(&str, u32); 10] = [
     ("recvmsg4", 19),
     ("recvmsg6", 20),
     ("getpeername4", 29),
@@ -27,6 +30,8 @@ const PROGRAMS: [(&str, u32); 8] = [
     ("sendmsg6", 15),
     ("connect4", 10),
     ("connect6", 11),
+    ("post_bind4", 12),
+    ("post_bind6", 13),
 ];
 
 /// Loads the programs and opens or makes their maps.
@@ -42,11 +47,15 @@ pub(super) fn load(config: &ProxyConfig) -> Result<Ebpf, Error> {
 }
 
 fn load_with(config: &ProxyConfig, can_set_error: u32, log: VerifierLogLevel) -> Result<Ebpf, Error> {
+    let host = sys::network_namespace().map_err(|source| Error::Load(format!("SO_NETNS_COOKIE: {source}")))?;
+    let ranges = cluster_ranges(&config.service_cidrs);
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
         .verifier_log_level(log)
-        .override_global("CAN_SET_ERROR", &can_set_error, true);
+        .override_global("CAN_SET_ERROR", &can_set_error, true)
+        .override_global("HOST_NAMESPACE", &host, true)
+        .override_global("CLUSTER_RANGES", &ranges, true);
     for name in NAMES {
         loader.map_pin_path(name, map_pin(config, name));
     }
@@ -55,7 +64,10 @@ fn load_with(config: &ProxyConfig, can_set_error: u32, log: VerifierLogLevel) ->
         ("services", limits.services),
         ("counters", limits.services),
         ("slots", limits.backends),
-        ("members", limits.backends),
+        ("members", limits.members),
+        ("tables", limits.chunks),
+        ("load", limits.members),
+        ("addresses", limits.addresses),
         ("affinity", limits.clients),
         ("flows", limits.clients),
     ] {
@@ -63,11 +75,31 @@ fn load_with(config: &ProxyConfig, can_set_error: u32, log: VerifierLogLevel) ->
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| Error::Load(chain(&error)))?;
     for (name, _) in PROGRAMS {
-        program(&mut ebpf, name)?
-            .load()
-            .map_err(|error| Error::Load(format!("{name}: {}", chain(&error))))?;
+        let program = program(&mut ebpf, name)?;
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            _ => return Err(Error::Load(format!("{name} is not a program for sockets"))),
+        };
+        loaded.map_err(|error| Error::Load(format!("{name}: {}", chain(&error))))?;
     }
     Ok(ebpf)
+}
+
+/// For each range its base and its mask; a range that is not there matches nothing.
+fn cluster_ranges(ranges: &[Cidr]) -> [[u32; 8]; bpf::RANGES] {
+    let mut words = [[u32::MAX; 8]; bpf::RANGES];
+    for (words, range) in words.iter_mut().zip(ranges) {
+        let prefix = u32::from(range.prefix()) + if range.is_ipv4() { 96 } else { 0 };
+        let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0).to_be_bytes();
+        let base = tables::words(range.base());
+        let (base_words, mask_words) = words.split_at_mut(4);
+        base_words.copy_from_slice(&base);
+        for (word, four) in mask_words.iter_mut().zip(mask.as_chunks::<4>().0) {
+            *word = u32::from_ne_bytes(*four);
+        }
+    }
+    words
 }
 
 /// The loader reads all of the kernel's own type information, tens of megabytes once parsed, though nothing here needs
@@ -80,13 +112,18 @@ pub(super) fn give_memory_back() {
     }
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, Error> {
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| Error::Load(format!("the object has no program {name}")))?;
-    program
-        .try_into()
-        .map_err(|_| Error::Load(format!("{name} is not a program for socket addresses")))
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, Error> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| Error::Load(format!("the object has no program {name}")))
+}
+
+fn descriptor(program: &Program) -> io::Result<&ProgramFd> {
+    let descriptor = match program {
+        Program::CgroupSockAddr(program) => CgroupSockAddr::fd(program),
+        Program::CgroupSock(program) => CgroupSock::fd(program),
+        _ => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    descriptor.map_err(io::Error::other)
 }
 
 /// An error with all its causes; of the verifier's log the end, where the reason stands.
@@ -113,7 +150,7 @@ pub(super) fn attach(config: &ProxyConfig, ebpf: &mut Ebpf) -> Result<(), Error>
             source,
         };
         let program = program(ebpf, name)?;
-        let fd = program.fd().map_err(|error| failed(io::Error::other(error)))?.as_fd();
+        let fd = descriptor(program).map_err(failed)?.as_fd();
         let pin = config.bpf_dir.join(format!("link_{name}"));
         if !take_over(&pin, fd, metadata.ino()).map_err(failed)? {
             create_link(&pin, fd, &cgroup, attach_type).map_err(failed)?;
@@ -216,6 +253,17 @@ pub fn unload(bpf_dir: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_become_words() {
+        let ranges = cluster_ranges(&["10.96.0.0/16".parse().unwrap()]);
+        let address = tables::words("10.96.7.7".parse().unwrap());
+        let inside = |address: [u32; 4]| (0..4).all(|i| address[i] & ranges[0][i + 4] == ranges[0][i]);
+        assert!(inside(address));
+        assert!(!inside(tables::words("10.97.7.7".parse().unwrap())));
+        assert!(!inside(tables::words("::10.96.7.7".parse().unwrap())), "only the mapped form");
+        assert_eq!(ranges[1], [u32::MAX; 8], "no address is all ones");
+    }
 
     #[test]
     fn pins_are_told_from_strangers() {

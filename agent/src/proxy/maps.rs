@@ -1,16 +1,28 @@
 //! The pinned maps, read and written one element at a time.
 
+use std::collections::BTreeMap;
+
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap, PerCpuValues, SkStorage};
+use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap, SkStorage};
 use hull_ebpf_types as bpf;
 
 use super::Error;
 use super::destroy::Flows;
-use super::diff::{Contents, Op};
+use super::installed::{Contents, Op};
 
 /// The names of all maps, as in the object and, with the layout's version, as pins.
-pub(super) const NAMES: [&str; 8] = [
-    "services", "slots", "members", "counters", "affinity", "origins", "peers", "flows",
+pub(super) const NAMES: [&str; 11] = [
+    "services",
+    "slots",
+    "tables",
+    "members",
+    "addresses",
+    "load",
+    "counters",
+    "affinity",
+    "origins",
+    "peers",
+    "flows",
 ];
 
 /// Any value: being in the map is what counts.
@@ -19,10 +31,12 @@ const PRESENT: u32 = 1;
 pub(super) struct Maps {
     services: HashMap<MapData, bpf::Frontend, bpf::Service>,
     slots: HashMap<MapData, bpf::Slot, bpf::Backend>,
+    tables: HashMap<MapData, bpf::Slot, bpf::Chunk>,
     members: HashMap<MapData, bpf::Member, u32>,
+    addresses: HashMap<MapData, [u32; 4], u32>,
+    load: HashMap<MapData, bpf::Member, bpf::Load>,
     counters: PerCpuHashMap<MapData, u32, bpf::Counters>,
     flows: Flows,
-    processors: usize,
 }
 
 impl Maps {
@@ -32,7 +46,8 @@ impl Maps {
             ebpf.take_map(name)
                 .ok_or_else(|| Error::Load(format!("the object has no map {name}")))
         };
-        let (services, slots, members) = (map("services")?, map("slots")?, map("members")?);
+        let (services, slots, tables) = (map("services")?, map("slots")?, map("tables")?);
+        let (members, addresses, load) = (map("members")?, map("addresses")?, map("load")?);
         let (counters, flows) = (map("counters")?, map("flows")?);
         for (name, fit) in [
             ("peers", SkStorage::<_, bpf::Peers>::try_from(&map("peers")?).map(drop)),
@@ -46,14 +61,12 @@ impl Maps {
         Ok(Maps {
             services: fits("services", HashMap::try_from(services))?,
             slots: fits("slots", HashMap::try_from(slots))?,
+            tables: fits("tables", HashMap::try_from(tables))?,
             members: fits("members", HashMap::try_from(members))?,
+            addresses: fits("addresses", HashMap::try_from(addresses))?,
+            load: fits("load", HashMap::try_from(load))?,
             counters: fits("counters", PerCpuHashMap::try_from(counters))?,
             flows: fits("flows", HashMap::try_from(flows))?,
-            processors: aya::util::nr_cpus().map_err(|(path, source)| Error::File {
-                action: "read",
-                path: path.into(),
-                source,
-            })?,
         })
     }
 
@@ -67,6 +80,7 @@ impl Maps {
         Ok(Contents {
             services: collect("services", self.services.iter())?,
             slots: collect("slots", self.slots.iter())?,
+            chunks: collect("tables", self.tables.keys())?,
             members: collect("members", self.members.keys())?,
             counters: collect("counters", self.counters.keys())?,
         })
@@ -76,33 +90,59 @@ impl Maps {
     pub(super) fn execute(&mut self, op: &Op) -> Result<(), Error> {
         match op {
             Op::PutSlot(backend) => wrote("slots", self.slots.insert(backend.slot, backend, 0)),
+            Op::PutChunk(chunk) => wrote("tables", self.tables.insert(chunk.key, chunk.as_ref(), 0)),
             Op::PutMember(member) => wrote("members", self.members.insert(member, PRESENT, 0)),
             Op::PutService(service) => wrote("services", self.services.insert(service.frontend, service, 0)),
-            Op::PutCounters(id) => {
-                let zero =
-                    PerCpuValues::try_from(vec![bpf::Counters::default(); self.processors]).map_err(|error| {
-                        Error::Access {
-                            action: "size",
-                            map: "counters",
-                            reason: error.to_string(),
-                        }
-                    })?;
-                wrote("counters", self.counters.insert(id, zero, 0))
-            }
             Op::RemoveSlot(slot) => removed("slots", self.slots.remove(slot)),
+            Op::RemoveChunk(chunk) => removed("tables", self.tables.remove(chunk)),
             Op::RemoveMember(member) => removed("members", self.members.remove(member)),
+            Op::RemoveLoad(member) => self.remove_load(member),
             Op::RemoveService(frontend) => removed("services", self.services.remove(frontend)),
             Op::RemoveCounters(id) => removed("counters", self.counters.remove(id)),
         }
     }
 
-    /// The counters of a service, over all CPUs.
+    /// A backend that comes back while its old connections drain must not count as idle: those with open ones stay.
+    fn remove_load(&mut self, member: &bpf::Member) -> Result<(), Error> {
+        match self.load.get(member, 0) {
+            Ok(load) if load.open == 0 => removed("load", self.load.remove(member)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what is known of backends that no service has any more, once their connections are gone.
+    pub(super) fn sweep_load(&mut self, is_member: impl Fn(&bpf::Member) -> bool) -> Result<(), Error> {
+        let members: Vec<bpf::Member> = collect("load", self.load.keys())?;
+        members
+            .iter()
+            .filter(|member| !is_member(member))
+            .try_for_each(|member| self.remove_load(member))
+    }
+
+    /// Sets the addresses on which node ports are served.
+    pub(super) fn set_addresses(&mut self, desired: &BTreeMap<[u32; 4], u32>) -> Result<(), Error> {
+        let present: Vec<[u32; 4]> = collect("addresses", self.addresses.keys())?;
+        for (address, kind) in desired {
+            wrote("addresses", self.addresses.insert(address, kind, 0))?;
+        }
+        let gone = present.iter().filter(|address| !desired.contains_key(*address));
+        gone.into_iter()
+            .try_for_each(|address| removed("addresses", self.addresses.remove(address)))
+    }
+
+    /// The counters of a set, over all CPUs; zero before its first client.
     pub(super) fn counters(&self, id: u32) -> Result<bpf::Counters, Error> {
-        let values = self.counters.get(&id, 0).map_err(|error| Error::Access {
-            action: "read",
-            map: "counters",
-            reason: explain(&error),
-        })?;
+        let values = match self.counters.get(&id, 0) {
+            Ok(values) => values,
+            Err(MapError::KeyNotFound) => return Ok(bpf::Counters::default()),
+            Err(error) => {
+                return Err(Error::Access {
+                    action: "read",
+                    map: "counters",
+                    reason: explain(&error),
+                });
+            }
+        };
         let sum = |sum: bpf::Counters, value: &bpf::Counters| bpf::Counters {
             translated: sum.translated + value.translated,
             refused: sum.refused + value.refused,

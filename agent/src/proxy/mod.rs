@@ -1,36 +1,46 @@
 //! The service proxy's user-space half: it decides, the kernel looks up.
 //!
-//! [`compute`] turns the cluster's services into [`Tables`]; [`Proxy::apply`] writes what differs into maps that are
-//! pinned on bpffs together with the links of the programs, so that services work while no agent runs.
+//! [`compute()`] turns a service into [`Group`]s of backends; [`Proxy`] writes what differs into maps that are pinned
+//! on bpffs together with the links of the programs, so that services work while no agent runs.
 //! Invariants: a service in the maps always has its complete set of backends; nothing is ever flushed; a restarted
-//! agent finds in the maps what its predecessor wrote. All calls block briefly: keep them off the async threads.
+//! agent finds in the maps what its predecessor wrote; a change costs what changed, not what there is. All calls block
+//! briefly: keep them off the async threads.
 
 mod bpffs;
 mod compute;
 mod destroy;
-mod diff;
+pub mod edge;
 mod error;
+mod installed;
 mod load;
+mod maglev;
 mod maps;
-mod sys;
+mod plan;
+mod slices;
+mod status;
+pub(crate) mod sys;
 mod tables;
 
-use std::net::SocketAddrV4;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use hull_ebpf_types as bpf;
 
-pub(crate) use compute::by_service;
-pub use compute::{DnsRedirect, NodeView, compute};
+pub use compute::{BALANCE, DnsRedirect, FORWARDING, NodeView, algorithm, compute, dns};
 pub use error::{Error, Rejected};
 pub use load::unload;
-pub use tables::{Balanced, Frontend, Protocol, Tables};
+pub use slices::{MAX_WEIGHT, Slice, WEIGHTS};
+pub(crate) use slices::service_of;
+pub use status::Status;
+pub use tables::{Algorithm, Backend, Exposed, Frontend, Group, GroupName, Protocol, Scope, ServiceName};
 
+use crate::network::Cidr;
 use destroy::Gone;
-use diff::{Change, Installed, Op};
+use installed::{Installed, Op};
 use maps::Maps;
-use tables::endpoint_to_bpf;
+use plan::Change;
 
 /// What the proxy of one node is made from.
 #[derive(Clone, Debug)]
@@ -42,6 +52,8 @@ pub struct ProxyConfig {
     /// Holds the pods' pinned network namespaces as `<netns_dir>/<pod>/net`: where UDP sockets of vanished backends
     /// are looked for.
     pub netns_dir: PathBuf,
+    /// The ranges of cluster addresses, at most one of each family: clients of what nobody serves there are refused.
+    pub service_cidrs: Vec<Cidr>,
     /// How much the maps can hold.
     pub limits: Limits,
     /// Map layout; anything but the default is for trying an upgrade.
@@ -55,19 +67,27 @@ impl ProxyConfig {
             bpf_dir: bpf_dir.to_owned(),
             cgroup: cgroup.to_owned(),
             netns_dir: netns_dir.to_owned(),
+            service_cidrs: Vec::new(),
             limits: Limits::default(),
-            layout: hull_ebpf_types::LAYOUT,
+            layout: bpf::LAYOUT,
         }
     }
 }
 
-/// Capacities of the maps, fixed when they are made. Unused room costs a few bytes an entry.
+/// Capacities of the maps, fixed when they are made. Elements take memory when they come; room for them costs the
+/// kernel 16 bytes each (9 MB in all by default), but for `clients`, which are allocated in advance (2 MB).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Service addresses times ports.
+    /// Addresses times ports that lead to services.
     pub services: u32,
-    /// Backends, counted once for each service port that has them.
+    /// Backends, counted for each port, once more while a set is exchanged, and as often as their weights ask.
     pub backends: u32,
+    /// Backends of services with affinity or UDP; backends with connections.
+    pub members: u32,
+    /// Look-up tables, in pieces of [`bpf::CHUNK`] places.
+    pub chunks: u32,
+    /// Addresses of the node.
+    pub addresses: u32,
     /// Clients with session affinity, times their services, and as many connected UDP sockets; the least recently used
     /// are forgotten.
     pub clients: u32,
@@ -78,20 +98,25 @@ impl Default for Limits {
         Limits {
             services: 65_536,
             backends: 262_144,
+            members: 65_536,
+            chunks: 32_768,
+            addresses: 1024,
             clients: 16_384,
         }
     }
 }
 
-/// What an [`Proxy::apply`] did.
+/// What a change of the tables did.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Services that were added, changed or removed.
+    /// Groups that were added, changed or removed.
     pub changed: usize,
-    /// Services that did not fit; everything else is in force.
+    /// Frontends that are not in force; everything else is.
     pub rejected: Vec<Rejected>,
     /// UDP sockets that were connected to a backend that is gone.
     pub destroyed: usize,
+    /// [`Proxy::source_ranges`] have changed.
+    pub sources_changed: bool,
 }
 
 /// What has happened to a service's clients since it was added.
@@ -103,12 +128,26 @@ pub struct Counters {
     pub refused: u64,
 }
 
+/// How much of the maps is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Frontends in force.
+    pub frontends: usize,
+    /// Backends in force, counted for each group.
+    pub backends: usize,
+    /// Services of which something does not fit, or is taken by another one.
+    pub rejected: usize,
+}
+
 /// The proxy of this node: the pinned maps, and a mirror of what is in them. Dropping it leaves everything in force.
 pub struct Proxy {
     config: ProxyConfig,
     maps: Maps,
     installed: Installed,
     strays: Vec<Op>,
+    sources: BTreeMap<u32, Vec<Cidr>>,
+    /// What could not be put in force; it is tried again with every change.
+    waiting_groups: HashMap<ServiceName, Vec<Group>>,
     /// Programs of a new map layout wait here until their maps are filled.
     waiting: Option<Ebpf>,
 }
@@ -133,91 +172,285 @@ impl Proxy {
             maps,
             installed,
             strays,
+            sources: BTreeMap::new(),
+            waiting_groups: HashMap::new(),
             waiting,
         })
     }
 
-    /// Brings the maps to `desired` by writing what differs. Call it with complete tables only, that is after the
-    /// first full list of services **and** endpoint slices: what is missing from them is removed.
-    pub fn apply(&mut self, desired: &Tables) -> Result<Report, Error> {
-        let mut report = Report::default();
+    /// Serves node ports on these of the node's addresses; loopback addresses only for processes of the host itself.
+    pub fn set_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
+        let kind = |address: &IpAddr| if address.is_loopback() { bpf::HOST_ONLY } else { 0 };
+        let of_family = |address: &IpAddr| match address {
+            // All of 127.0.0.0/8 is the host's own: one stands for it.
+            IpAddr::V4(v4) if v4.is_loopback() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(v6) if v6.is_loopback() => Ipv6Addr::LOCALHOST.into(),
+            other => *other,
+        };
+        let desired = addresses
+            .iter()
+            .map(|address| (tables::words(of_family(address)), kind(address)));
+        self.maps.set_addresses(&desired.collect())
+    }
+
+    /// Brings the maps to `desired` by writing what differs. Call it with everything only, that is after the first
+    /// full list of services **and** endpoint slices: what is missing is removed.
+    pub fn apply(&mut self, desired: &BTreeMap<ServiceName, Vec<Group>>) -> Result<Report, Error> {
         for op in self.strays.drain(..) {
             self.maps.execute(&op)?;
         }
-        let mut gone = Gone::new();
-        for change in self.installed.plan(desired) {
-            match carry_out(&mut self.maps, &change) {
-                Ok(()) => {
-                    report.changed += 1;
-                    gone.extend(left(&change));
-                    self.installed.done(change);
-                }
-                Err(error) => {
-                    report.rejected.push(Rejected {
-                        frontend: change.frontend,
-                        reason: error.to_string(),
-                    });
-                }
+        let mut round = Round::default();
+        self.waiting_groups.clear();
+        for (service, groups) in desired {
+            for group in groups {
+                self.installed.claim(service, group);
             }
         }
+        for (service, groups) in desired {
+            self.replace(service, groups, &mut round);
+        }
+        let gone = self.installed.names.keys().filter(|name| !desired.contains_key(*name));
+        for name in gone.cloned().collect::<Vec<_>>() {
+            self.replace(&name, &[], &mut round);
+        }
+        let unclaimed = self.installed.sets.keys().filter(|id| !self.installed.claimed.contains(id));
+        for id in unclaimed.copied().collect::<Vec<_>>() {
+            let change = plan::removal(&self.installed, id);
+            self.carry_out(change, None, &mut round);
+        }
+        let installed = &self.installed;
+        self.maps.sweep_load(|member| {
+            let set = installed.sets.get(&member.service);
+            set.is_some_and(|set| set.backends.iter().any(|backend| backend.endpoint == member.endpoint))
+        })?;
+        self.retry(&mut round);
         if let Some(mut ebpf) = self.waiting.take() {
             load::attach(&self.config, &mut ebpf)?;
             load::remove(&load::other_layouts(&self.config.bpf_dir, self.config.layout)?)?;
         }
+        self.finish(round)
+    }
+
+    /// Gives some services other groups, none to remove one. Costs what these services cost, whatever else there is.
+    pub fn update<'a>(
+        &mut self,
+        changes: impl IntoIterator<Item = (&'a ServiceName, &'a [Group])>,
+    ) -> Result<Report, Error> {
+        let mut round = Round::default();
+        for (service, groups) in changes {
+            self.replace(service, groups, &mut round);
+        }
+        self.retry(&mut round);
+        self.finish(round)
+    }
+
+    /// The frontends in force, and where their clients are sent.
+    pub fn services(&self) -> impl Iterator<Item = (Frontend, &[Backend])> {
+        self.installed.services.iter().filter_map(|(key, service)| {
+            let set = self.installed.sets.get(&service.id)?;
+            Some((Frontend::from_bpf(key)?, set.backends.as_slice()))
+        })
+    }
+
+    /// Which sets of source ranges there are, by [`bpf::Service::sources`].
+    pub fn source_ranges(&self) -> &BTreeMap<u32, Vec<Cidr>> {
+        &self.sources
+    }
+
+    /// The counters of a frontend in force; it shares them with the others of its group.
+    pub fn counters(&self, frontend: &Frontend) -> Result<Option<Counters>, Error> {
+        let Some(service) = self.installed.services.get(&frontend.to_bpf()) else {
+            return Ok(None);
+        };
+        let counters = self.maps.counters(service.id)?;
+        Ok(Some(Counters {
+            translated: counters.translated,
+            refused: counters.refused,
+        }))
+    }
+
+    /// How much of the maps is in use.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            frontends: self.installed.services.len(),
+            backends: self.installed.sets.values().map(|set| set.backends.len()).sum(),
+            rejected: self.waiting_groups.len(),
+        }
+    }
+
+    /// Brings one service to these groups.
+    fn replace(&mut self, service: &ServiceName, groups: &[Group], round: &mut Round) {
+        self.waiting_groups.remove(service);
+        let wanted: HashSet<bpf::Frontend> = groups
+            .iter()
+            .flat_map(|group| group.frontends.iter().map(|exposed| exposed.frontend.to_bpf()))
+            .collect();
+        let mut waits = false;
+        for group in groups {
+            waits |= !self.put(service, group, &wanted, round);
+        }
+        // What only moves from one group to another has moved by now.
+        let before = self.installed.names.get(service).cloned().unwrap_or_default();
+        for (name, id) in before {
+            if !groups.iter().any(|group| group.name == name) {
+                let change = plan::removal(&self.installed, id);
+                self.carry_out(change, None, round);
+                self.installed.release(service, id);
+            }
+        }
+        if waits {
+            self.waiting_groups.insert(service.clone(), groups.to_vec());
+        }
+    }
+
+    /// Puts one group in force; false when something of it could not be. `wanted` is what all groups of the service
+    /// have.
+    fn put(
+        &mut self,
+        service: &ServiceName,
+        group: &Group,
+        wanted: &HashSet<bpf::Frontend>,
+        round: &mut Round,
+    ) -> bool {
+        let id = self.installed.claim(service, group);
+        let (free, taken): (Vec<Exposed>, Vec<Exposed>) = group.frontends.iter().partition(|exposed| {
+            let holder = self.installed.services.get(&exposed.frontend.to_bpf());
+            holder.is_none_or(|holder| !self.installed.is_others(service, holder.id))
+        });
+        for exposed in &taken {
+            round.reject(service, exposed.frontend, "another service has this address and port".to_owned());
+        }
+        let change = plan::change(&self.installed, id, group, &free, wanted);
+        let restricted = free.iter().any(|exposed| exposed.restricted);
+        let sources = restricted.then(|| group.sources.clone());
+        if self.sources.get(&id) != sources.as_ref() {
+            round.report.sources_changed = true;
+            match sources {
+                Some(ranges) => self.sources.insert(id, ranges),
+                None => self.sources.remove(&id),
+            };
+        }
+        self.carry_out(change, Some((service, group)), round) && taken.is_empty()
+    }
+
+    /// Tries again what did not fit or was taken, now that something has changed.
+    fn retry(&mut self, round: &mut Round) {
+        if self.waiting_groups.is_empty() || round.report.changed == 0 {
+            return;
+        }
+        round.report.rejected.clear();
+        for (service, groups) in std::mem::take(&mut self.waiting_groups) {
+            self.replace(&service, &groups, round);
+        }
+    }
+
+    fn finish(&mut self, round: Round) -> Result<Report, Error> {
+        let Round { mut report, gone } = round;
         if !gone.is_empty() {
             report.destroyed = destroy::destroy(&gone, &self.config.netns_dir, self.maps.flows())?;
         }
         Ok(report)
     }
 
-    /// The services in force.
-    pub fn services(&self) -> impl Iterator<Item = (&Frontend, &[SocketAddrV4])> {
-        self.installed
-            .services
-            .iter()
-            .map(|(frontend, entry)| (frontend, entry.backends.as_slice()))
-    }
-
-    /// The counters of a service in force.
-    pub fn counters(&self, frontend: &Frontend) -> Result<Option<Counters>, Error> {
-        let Some(entry) = self.installed.services.get(frontend) else {
-            return Ok(None);
-        };
-        let counters = self.maps.counters(entry.service.id)?;
-        Ok(Some(Counters {
-            translated: counters.translated,
-            refused: counters.refused,
-        }))
-    }
-}
-
-/// Prepares, commits, cleans up. What was prepared is taken back when the service cannot be committed; a failed
-/// clean-up only leaves entries nobody reads, which the next start removes.
-fn carry_out(maps: &mut Maps, change: &Change) -> Result<(), Error> {
-    for (done, op) in change.prepare.iter().chain([&change.commit]).enumerate() {
-        if let Err(error) = maps.execute(op) {
-            for op in change.prepare.iter().take(done).filter_map(Op::inverse) {
-                let _ = maps.execute(&op);
+    /// Prepares, commits, cleans up; false when something of it could not be put in force. What was prepared is taken
+    /// back when nothing can be committed; a failed clean-up only leaves entries that nobody reads, which the next
+    /// start removes.
+    fn carry_out(&mut self, mut change: Change, of: Option<(&ServiceName, &Group)>, round: &mut Round) -> bool {
+        if change.is_empty() {
+            return true;
+        }
+        for (done, op) in change.prepare.iter().enumerate() {
+            if let Err(error) = self.maps.execute(op) {
+                for op in change.prepare[..done].iter().filter_map(Op::inverse) {
+                    let _ = self.maps.execute(&op);
+                }
+                if let Some((service, group)) = of
+                    && let Some(exposed) = group.frontends.first()
+                {
+                    round.reject(service, exposed.frontend, error.to_string());
+                }
+                return false;
             }
-            return Err(error);
         }
-    }
-    for op in &change.cleanup {
-        if let Err(error) = maps.execute(op) {
-            tracing::warn!(service = %change.frontend, %error, "could not remove what a service no longer uses");
+        let mut failed = Vec::new();
+        for op in &change.commits {
+            let (frontend, result) = (frontend_of(op), self.maps.execute(op));
+            match (op, result) {
+                (Op::PutService(service), Ok(())) => drop(self.installed.services.insert(service.frontend, *service)),
+                (Op::RemoveService(frontend), Ok(())) => drop(self.installed.services.remove(frontend)),
+                (_, Err(error)) => {
+                    failed.extend(frontend);
+                    if let (Some((service, _)), Some(frontend)) = (of, frontend.as_ref().and_then(Frontend::from_bpf)) {
+                        round.reject(service, frontend, error.to_string());
+                    }
+                }
+                _ => {}
+            }
         }
+        let held = |frontend: &bpf::Frontend| {
+            let service = self.installed.services.get(frontend);
+            service.is_some_and(|service| service.id == change.id)
+        };
+        change.result.frontends.retain(held);
+        // A frontend that could not be switched still needs the old set.
+        if failed.iter().any(held) {
+            change.result.intact = false;
+            let old = self.installed.sets.get(&change.id);
+            change.result.extents.extend(old.into_iter().flat_map(|old| &old.extents));
+        } else {
+            self.clean_up(&change, round);
+        }
+        round.report.changed += 1;
+        if change.result.frontends.is_empty() && of.is_none() {
+            self.installed.sets.remove(&change.id);
+            round.report.sources_changed |= self.sources.remove(&change.id).is_some();
+        } else {
+            self.installed.sets.insert(change.id, change.result);
+        }
+        failed.is_empty()
     }
-    Ok(())
+
+    fn clean_up(&mut self, change: &Change, round: &mut Round) {
+        for op in &change.cleanup {
+            if let Err(error) = self.maps.execute(op) {
+                tracing::warn!(id = change.id, %error, "could not remove what a service no longer uses");
+            }
+        }
+        let udp = change.left.iter().filter(|frontend| Frontend::from_bpf(frontend).is_some_and(is_udp));
+        round.gone.extend(udp.flat_map(|frontend| {
+            change.gone.iter().map(|endpoint| bpf::Translation {
+                frontend: *frontend,
+                endpoint: *endpoint,
+            })
+        }));
+    }
 }
 
-/// What connected UDP sockets may remember of the backends that are gone.
-fn left(change: &Change) -> impl Iterator<Item = bpf::Origin> {
-    let udp = change.frontend.protocol == Protocol::Udp;
-    let frontend = change.frontend.to_bpf();
-    let endpoints = change
-        .gone
-        .iter()
-        .filter(move |_| udp)
-        .map(|address| endpoint_to_bpf(*address));
-    endpoints.map(move |endpoint| bpf::Origin { frontend, endpoint })
+/// What has happened in one call.
+#[derive(Default)]
+struct Round {
+    report: Report,
+    gone: Gone,
+}
+
+impl Round {
+    fn reject(&mut self, service: &ServiceName, frontend: Frontend, reason: String) {
+        self.report.rejected.push(Rejected {
+            service: service.clone(),
+            frontend,
+            reason,
+        });
+    }
+}
+
+fn is_udp(frontend: Frontend) -> bool {
+    frontend.protocol == Protocol::Udp && frontend.scope == Scope::Inside
+}
+
+fn frontend_of(op: &Op) -> Option<bpf::Frontend> {
+    match op {
+        Op::PutService(service) => Some(service.frontend),
+        Op::RemoveService(frontend) => Some(*frontend),
+        _ => None,
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -69,8 +70,26 @@ fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd() as u32
 }
 
+/// The cookie of the calling thread's network namespace (SO_NETNS_COOKIE, Linux 5.14).
+pub(super) fn network_namespace() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: both pointers are to values that live as long as the call, and the length is that of the first.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Opens a pinned object.
-pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     bpf(
         BPF_OBJ_GET,
@@ -83,7 +102,7 @@ pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Pins an object.
-pub(super) fn pin(object: &impl AsFd, path: &Path) -> io::Result<()> {
+pub(crate) fn pin(object: &impl AsFd, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let attr = ObjectAttr {
         path: path.as_ptr() as u64,
@@ -94,7 +113,7 @@ pub(super) fn pin(object: &impl AsFd, path: &Path) -> io::Result<()> {
 }
 
 /// Attaches a program to a cgroup, beside those of others.
-pub(super) fn create_link(program: BorrowedFd<'_>, cgroup: &impl AsFd, attach_type: u32) -> io::Result<OwnedFd> {
+pub(crate) fn create_link(program: BorrowedFd<'_>, cgroup: &impl AsFd, attach_type: u32) -> io::Result<OwnedFd> {
     let attr = LinkAttr {
         first_fd: number(program),
         second_fd: number(cgroup.as_fd()),
@@ -105,7 +124,7 @@ pub(super) fn create_link(program: BorrowedFd<'_>, cgroup: &impl AsFd, attach_ty
 }
 
 /// Gives a link another program, in one step.
-pub(super) fn update_link(link: &impl AsFd, program: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn update_link(link: &impl AsFd, program: BorrowedFd<'_>) -> io::Result<()> {
     let attr = LinkAttr {
         first_fd: number(link.as_fd()),
         second_fd: number(program),
@@ -115,12 +134,12 @@ pub(super) fn update_link(link: &impl AsFd, program: BorrowedFd<'_>) -> io::Resu
 }
 
 /// Detaches a link, whoever else holds it.
-pub(super) fn detach_link(link: &impl AsFd) -> io::Result<()> {
+pub(crate) fn detach_link(link: &impl AsFd) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &number(link.as_fd())).map(drop)
 }
 
 /// The cgroup a link is attached to: its inode number; zero when the cgroup is gone.
-pub(super) fn cgroup_of_link(link: &impl AsFd) -> io::Result<u64> {
+pub(crate) fn cgroup_of_link(link: &impl AsFd) -> io::Result<u64> {
     let mut info = LinkInfo::default();
     let attr = InfoAttr {
         fd: number(link.as_fd()),
@@ -129,4 +148,22 @@ pub(super) fn cgroup_of_link(link: &impl AsFd) -> io::Result<u64> {
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
     Ok(info.cgroup_id)
+}
+
+/// Attaches a program to an interface (tcx), after those of others.
+pub(crate) fn create_interface_link(program: BorrowedFd<'_>, interface: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    let attr = LinkAttr {
+        first_fd: number(program),
+        second_fd: interface,
+        attach_type,
+        flags: 0,
+    };
+    bpf(BPF_LINK_CREATE, &attr).map(owned)
+}
+
+/// The index of the interface a tcx link is attached to; zero when the interface is gone.
+pub(crate) fn interface_of_link(link: &impl AsFd) -> io::Result<u32> {
+    // In struct bpf_link_info the index stands where a cgroup's number begins.
+    let [a, b, c, d, ..] = cgroup_of_link(link)?.to_ne_bytes();
+    Ok(u32::from_ne_bytes([a, b, c, d]))
 }

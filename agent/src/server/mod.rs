@@ -5,8 +5,11 @@
 //! refused (429), never queued.
 
 mod exec;
+mod exposition;
 mod follow;
 mod logs;
+mod metrics;
+mod observe;
 mod query;
 mod tls;
 
@@ -15,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -27,10 +30,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 
+use crate::observe::Observer;
 use crate::pod::host::Host;
+use crate::proxy;
 use query::Query;
 
-pub use tls::{Error as TlsError, load as load_tls};
+pub use tls::{Certificate, Error as TlsError, load as load_tls, made_here};
 
 /// Connections at one time.
 const CONNECTIONS_MAX: usize = 512;
@@ -38,27 +43,42 @@ const CONNECTIONS_MAX: usize = 512;
 const EXECS_MAX: usize = 64;
 /// Log readers at one time.
 const LOGS_MAX: usize = 128;
+/// Measurements at one time: two would measure each other.
+const BENCHES_MAX: usize = 1;
 /// A client has this long for the TLS handshake and for each request's head.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Bodies of responses.
 type Body = BoxBody<Bytes, Infallible>;
 
+/// Where the server reads what services are like on this node.
+#[derive(Clone, Default)]
+pub struct ServiceView {
+    /// What the kernel observes; absent where it cannot.
+    pub observer: Option<Arc<Observer>>,
+    /// What became of the proxy's work.
+    pub status: Arc<proxy::Status>,
+}
+
 /// The server of one node.
 pub struct Server {
     host: Arc<Host>,
+    services: ServiceView,
     execs: Arc<Semaphore>,
     logs: Arc<Semaphore>,
+    benches: Arc<Semaphore>,
 }
 
 impl Server {
-    /// A server for the pods of `host`.
+    /// A server for the pods of `host`, and what `services` tells of services.
     #[must_use]
-    pub fn new(host: Arc<Host>) -> Arc<Self> {
+    pub fn new(host: Arc<Host>, services: ServiceView) -> Arc<Self> {
         Arc::new(Server {
             host,
+            services,
             execs: Arc::new(Semaphore::new(EXECS_MAX)),
             logs: Arc::new(Semaphore::new(LOGS_MAX)),
+            benches: Arc::new(Semaphore::new(BENCHES_MAX)),
         })
     }
 
@@ -112,6 +132,24 @@ impl Server {
         match (request.method(), &parts[..]) {
             (&Method::GET, ["healthz"]) => text(StatusCode::OK, "ok"),
             (&Method::GET, ["pods"]) => self.pods(),
+            (&Method::GET, ["metrics"]) => {
+                let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
+                observe::metrics(&self.host, &self.services, &Query::of(request.uri()), accept.unwrap_or_default())
+                    .await
+            }
+            (&Method::GET, ["observe", "services"]) => observe::services(&self.host, &self.services).await,
+            (&Method::GET, ["observe", "trace"]) => {
+                observe::trace(&self.host, &self.services, &Query::of(request.uri())).await
+            }
+            (&Method::POST, ["observe", "bench"]) => {
+                let Ok(permit) = Arc::clone(&self.benches).try_acquire_owned() else {
+                    return text(
+                        StatusCode::TOO_MANY_REQUESTS,
+                        "a measurement runs on this node already; try again when it has ended",
+                    );
+                };
+                observe::bench(&self.host, request.into_body(), permit).await
+            }
             (&Method::GET, ["containerLogs", namespace, pod, container]) => {
                 self.container_logs(namespace, pod, container, &Query::of(request.uri()))
             }

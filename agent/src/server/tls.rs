@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -35,8 +38,37 @@ pub enum Error {
     Setup(String),
 }
 
-/// Reads certificate, key and client authority of `config`.
-pub fn load(config: &AgentConfig) -> Result<TlsAcceptor, Error> {
+/// The certificate that is shown to those who connect; may be replaced at any time.
+#[derive(Debug)]
+pub struct Certificate {
+    current: ArcSwapOption<CertifiedKey>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Certificate {
+    /// Shows another one from now on: PEM, chain and key.
+    ///
+    /// # Errors
+    /// What does not parse, or does not fit together.
+    pub fn replace(&self, pem: &[u8]) -> Result<(), String> {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+        let chain = chain.map_err(|error| format!("certificate: {error}"))?;
+        let key = PrivateKeyDer::from_pem_slice(pem).map_err(|error| format!("key: {error}"))?;
+        let certified = CertifiedKey::from_der(chain, key, &self.provider).map_err(|error| error.to_string())?;
+        self.current.store(Some(Arc::new(certified)));
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Certificate {
+    /// `None`, and a refused handshake, until the node has its first certificate.
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.current.load_full()
+    }
+}
+
+/// Reads the client authority of `config`; the certificate comes later.
+pub fn load(config: &AgentConfig) -> Result<(TlsAcceptor, Arc<Certificate>), Error> {
     let setup = |error: &dyn std::fmt::Display| Error::Setup(error.to_string());
     let mut roots = RootCertStore::empty();
     for certificate in certificates("client authority", &config.client_ca)? {
@@ -45,19 +77,24 @@ pub fn load(config: &AgentConfig) -> Result<TlsAcceptor, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
     let verifier = verifier.build().map_err(|error| setup(&error))?;
-    let key = PrivateKeyDer::from_pem_file(&config.serving_key).map_err(|source| Error::Pem {
-        what: "private key",
-        path: config.serving_key.clone(),
-        source,
-    })?;
+    let certificate = Arc::new(Certificate {
+        current: ArcSwapOption::empty(),
+        provider: Arc::clone(&provider),
+    });
     let mut server = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| setup(&error))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates("certificate", &config.serving_cert)?, key)
-        .map_err(|error| setup(&error))?;
+        .with_cert_resolver(Arc::clone(&certificate) as Arc<dyn ResolvesServerCert>);
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(server)))
+    Ok((TlsAcceptor::from(Arc::new(server)), certificate))
+}
+
+/// The pair that was made with the cluster, if this machine made it: `config.serving_cert` and its key, as one PEM text.
+pub fn made_here(config: &AgentConfig) -> Option<Vec<u8>> {
+    let mut pem = std::fs::read(&config.serving_cert).ok()?;
+    pem.extend_from_slice(&std::fs::read(&config.serving_key).ok()?);
+    Some(pem)
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {

@@ -217,7 +217,7 @@ fn downward(
 ) -> Result<(), String> {
     for item in items {
         let text = if let Some(reference) = &item.field_ref {
-            fields::field(sources.pod, sources.node, "", &reference.field_path)?
+            fields::field(sources.pod, sources.node, &[], &reference.field_path)?
         } else if let Some(reference) = &item.resource_field_ref {
             let name = reference.container_name.as_deref().unwrap_or_default();
             let container =

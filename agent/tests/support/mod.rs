@@ -4,6 +4,8 @@
 //! of one process see neither each other's programs nor each other's addresses.
 #![allow(dead_code, reason = "every test crate uses another part")]
 
+pub mod proxy;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -14,7 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use hull_agent::network::namespaces::{self, Kind, Pinned};
-use hull_agent::proxy::{self, Proxy, ProxyConfig};
+use hull_agent::proxy::{Proxy, ProxyConfig, unload};
 
 /// How long anything may take before a test fails instead of hanging.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -145,7 +147,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let _ = proxy::unload(&self.bpf_dir());
+        let _ = unload(&self.bpf_dir());
         for pod in self
             .pods
             .lock()
@@ -176,7 +178,7 @@ fn enter_namespace(path: &Path) {
 
 /// A server that tells each client its own name; stops when dropped.
 pub struct Server {
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -185,7 +187,7 @@ impl Server {
     /// A TCP server in the calling thread's network namespace; answers with `name` and the client's address.
     pub fn tcp(address: impl Into<SocketAddr>, name: &str) -> Server {
         let listener = TcpListener::bind(address.into()).unwrap();
-        let address = v4(listener.local_addr().unwrap());
+        let address = listener.local_addr().unwrap();
         let name = name.to_owned();
         let (stop, stopped) = mpsc::channel();
         listener.set_nonblocking(true).unwrap();
@@ -209,7 +211,7 @@ impl Server {
     /// A UDP server that answers every datagram with `name`.
     pub fn udp(address: impl Into<SocketAddr>, name: &str) -> Server {
         let socket = UdpSocket::bind(address.into()).unwrap();
-        let address = v4(socket.local_addr().unwrap());
+        let address = socket.local_addr().unwrap();
         let name = name.to_owned();
         let (stop, stopped) = mpsc::channel();
         socket.set_nonblocking(true).unwrap();
@@ -249,16 +251,9 @@ impl Drop for Server {
     }
 }
 
-pub fn v4(address: SocketAddr) -> SocketAddrV4 {
-    match address {
-        SocketAddr::V4(address) => address,
-        SocketAddr::V6(address) => SocketAddrV4::new(address.ip().to_ipv4_mapped().unwrap(), address.port()),
-    }
-}
-
 /// Connects and reads what the server says of itself: its name.
-pub fn ask_tcp(address: SocketAddrV4) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address.into(), PATIENCE)?;
+pub fn ask_tcp(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -275,7 +270,7 @@ pub fn ask_connected(socket: &UdpSocket) -> std::io::Result<String> {
 }
 
 /// Sends a datagram on an unconnected socket; returns the answer and from where it seems to come.
-pub fn ask_unconnected(socket: &UdpSocket, to: SocketAddrV4) -> std::io::Result<(String, SocketAddr)> {
+pub fn ask_unconnected(socket: &UdpSocket, to: SocketAddr) -> std::io::Result<(String, SocketAddr)> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send_to(b"?", to)?;
     let mut buffer = [0; 512];

@@ -5,15 +5,25 @@ use http::{HeaderMap, Method, header};
 use super::query::Params;
 use super::route::ResourceRoute;
 use super::{Api, Peer};
-use crate::auth::{Attributes, Decision, User};
+use crate::auth::{ANONYMOUS, Attributes, Decision, User};
 use crate::registry::{Status, qualified};
 use crate::schema::Resource;
 
-/// The user behind a request. There is no anonymous access beyond health and version.
+/// What joining machines read before they have credentials: the authority's certificate, signed with each bootstrap token.
+const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
+
+/// The user behind a request. There is no anonymous access beyond health, version and [`CLUSTER_INFO`].
 ///
 /// # Errors
 /// 401; 403 when impersonating without the right to.
-pub fn authenticate(api: &Api, headers: &HeaderMap, peer: &Peer) -> Result<User, Status> {
+pub fn authenticate(api: &Api, headers: &HeaderMap, path: &str, peer: &Peer) -> Result<User, Status> {
+    if path == CLUSTER_INFO && peer.certificate.is_none() && !headers.contains_key(header::AUTHORIZATION) {
+        return Ok(User {
+            name: ANONYMOUS.to_owned(),
+            groups: vec!["system:unauthenticated".to_owned()],
+            ..User::default()
+        });
+    }
     let bearer = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
@@ -122,6 +132,8 @@ fn attributes<'a>(route: &'a ResourceRoute, params: &'a Params) -> Attributes<'a
     // Streams into a pod are creations whatever the method: a WebSocket can only begin with GET.
     let verb = match route.sub() {
         Some("exec" | "attach" | "portforward") => "create",
+        // So are those that begin at the agent itself.
+        Some("proxy") if route.verb == "get" && super::proxy::runs_something(route) => "create",
         _ => route.verb,
     };
     let selects = matches!(verb, "list" | "watch" | "deletecollection");

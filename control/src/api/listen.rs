@@ -43,9 +43,11 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Pause after a failed accept (descriptors are exhausted): retrying at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Something that may be replaced while the server runs; the newest is taken for each connection.
+pub type Current<T> = Arc<dyn Fn() -> Arc<T> + Send + Sync>;
+
 /// Serves until shutdown, then lets connections end.
-pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, api: Arc<Api>, mut shutdown: Shutdown) {
-    let acceptor = TlsAcceptor::from(tls);
+pub async fn serve(listener: TcpListener, tls: Current<ServerConfig>, api: Arc<Api>, mut shutdown: Shutdown) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -56,7 +58,7 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, api: Arc<Api>,
         };
         match accepted {
             Ok((slot, stream)) => {
-                let (acceptor, api, shutdown) = (acceptor.clone(), api.clone(), shutdown.clone());
+                let (acceptor, api, shutdown) = (TlsAcceptor::from(tls()), api.clone(), shutdown.clone());
                 connections.spawn(async move {
                     connection(stream, acceptor, api, shutdown).await;
                     drop(slot);

@@ -12,6 +12,7 @@ mod list_options;
 pub mod listen;
 mod negotiate;
 mod node;
+mod proxy;
 mod query;
 mod read;
 mod review;
@@ -161,7 +162,7 @@ impl Api {
         if let Some(response) = health::answer(self, request.method(), request.uri().path(), &params) {
             return Ok(response);
         }
-        let user = access::authenticate(self, request.headers(), peer)?;
+        let user = access::authenticate(self, request.headers(), request.uri().path(), peer)?;
         // The user has been told apart; the credentials must not travel on (exec is forwarded to an agent).
         request.headers_mut().remove(header::AUTHORIZATION);
         match Route::parse(request.method(), request.uri().path(), &params)? {
@@ -201,6 +202,7 @@ impl Api {
         match (context.route.sub(), context.route.verb) {
             (Some("exec" | "attach" | "portforward"), _) => node::stream(self, context, request).await,
             (Some("log"), _) => node::log(self, context).await,
+            (Some("proxy"), _) => proxy::forward(self, context, request).await,
             (_, "watch") => watch::watch(&self.registry, context, self.shutdown.clone()),
             (_, "get") => read::get(&self.registry, context),
             (_, "list") => read::list(&self.registry, context),

@@ -4,12 +4,12 @@
 //! upgrade is forwarded as it is; after the agent's 101 this side only copies bytes.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{HeaderMap, HeaderName, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, BodyStream, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -20,7 +20,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::Context;
-use super::body::{self, Request, Response};
+use super::body::{self, BodyError, Request, Response};
+use super::listen::Current;
 use super::query::Params;
 use crate::cache::Object;
 use crate::registry::{Registry, Status};
@@ -41,20 +42,25 @@ const FORWARDED: &[HeaderName] = &[
     header::SEC_WEBSOCKET_EXTENSIONS,
 ];
 
+/// The body of a request to an agent.
+pub(super) type Outgoing = UnsyncBoxBody<Bytes, BodyError>;
+
 /// Opens connections to agents with our client certificate.
 pub struct NodeDialer {
-    tls: TlsConnector,
+    tls: Current<rustls::ClientConfig>,
 }
 
 impl NodeDialer {
-    /// A dialer that trusts and identifies itself as `config` says.
-    pub fn new(config: Arc<rustls::ClientConfig>) -> Self {
-        Self {
-            tls: TlsConnector::from(config),
-        }
+    /// A dialer that trusts and identifies itself as the current configuration says.
+    pub fn new(tls: Current<rustls::ClientConfig>) -> Self {
+        Self { tls }
     }
 
-    async fn dial(&self, node: &Node) -> Result<SendRequest<Empty<Bytes>>, Status> {
+    /// Connects to a node's agent.
+    ///
+    /// # Errors
+    /// 502 when it cannot be reached, or is not who it should be.
+    pub(super) async fn dial(&self, node: &Node) -> Result<SendRequest<Outgoing>, Status> {
         let unreachable = |what: String| {
             let message = format!(
                 "error dialing the agent of node {} at {}:{}: {what}",
@@ -65,7 +71,8 @@ impl NodeDialer {
         let connect = async {
             let tcp = TcpStream::connect((node.address, node.port)).await?;
             tcp.set_nodelay(true)?;
-            self.tls.connect(ServerName::IpAddress(node.address.into()), tcp).await
+            let tls = TlsConnector::from((self.tls)());
+            tls.connect(ServerName::IpAddress(node.address.into()), tcp).await
         };
         let stream = tokio::time::timeout(DIAL_TIMEOUT, connect)
             .await
@@ -80,10 +87,10 @@ impl NodeDialer {
 }
 
 /// Where a node's agent listens.
-struct Node {
-    name: String,
-    address: IpAddr,
-    port: u16,
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
 }
 
 /// `GET pods/<name>/log`.
@@ -124,7 +131,7 @@ pub async fn log(api: &super::Api, context: &Context) -> Result<Response, Status
 ///
 /// # Errors
 /// As [`log`]; 400 if the request is no upgrade.
-pub async fn stream(api: &super::Api, context: &Context, mut request: Request) -> Result<Response, Status> {
+pub async fn stream(api: &super::Api, context: &Context, request: Request) -> Result<Response, Status> {
     if !request.headers().contains_key(header::UPGRADE) {
         return Err(Status::bad_request("Upgrade request required"));
     }
@@ -143,13 +150,18 @@ pub async fn stream(api: &super::Api, context: &Context, mut request: Request) -
     }
     let mut sender = api.nodes.dial(&node).await?;
     let asked = agent_request(&target, &node, headers)?;
-    let mut answered = sender
+    let answered = sender
         .send_request(asked)
         .await
         .map_err(|error| broken(&node, &error))?;
     if answered.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(agent_error(answered).await);
     }
+    Ok(tunnel(request, answered))
+}
+
+/// Answers an upgrade as the other side did, and from then on copies bytes both ways.
+pub(super) fn tunnel(mut request: Request, mut answered: http::Response<Incoming>) -> Response {
     let agent = hyper::upgrade::on(&mut answered);
     let client = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -164,7 +176,7 @@ pub async fn stream(api: &super::Api, context: &Context, mut request: Request) -
     for (name, value) in answered.headers() {
         response.headers_mut().append(name, value.clone());
     }
-    Ok(response)
+    response
 }
 
 /// The kubelet's path and its names for the parameters, beside the ones kubectl sent.
@@ -233,7 +245,11 @@ fn locate(registry: &Registry, context: &Context) -> Result<(Node, String), Stat
     Ok((agent_address(&found)?, container))
 }
 
-fn agent_address(node: &Object) -> Result<Node, Status> {
+/// Where the agent of a node listens.
+///
+/// # Errors
+/// 503 while the node has not said.
+pub(super) fn agent_address(node: &Object) -> Result<Node, Status> {
     let value = node.value();
     let status = &value["status"];
     let addresses = status["addresses"].as_array().into_iter().flatten();
@@ -285,10 +301,11 @@ fn choose_container(pod: &Value, params: &Params, object: &Object) -> Result<Str
     }
 }
 
-fn agent_request(target: &str, node: &Node, headers: HeaderMap) -> Result<http::Request<Empty<Bytes>>, Status> {
+fn agent_request(target: &str, node: &Node, headers: HeaderMap) -> Result<http::Request<Outgoing>, Status> {
+    let nothing = Empty::new().map_err(|never| match never {}).boxed_unsync();
     let mut request = http::Request::get(target)
         .header(header::HOST, format!("{}:{}", node.address, node.port))
-        .body(Empty::new())
+        .body(nothing)
         .map_err(|error| Status::bad_request(format!("cannot be forwarded to the agent: {error}")))?;
     request.headers_mut().extend(headers);
     Ok(request)

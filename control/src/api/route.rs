@@ -28,6 +28,8 @@ pub struct ResourceRoute {
     pub name: String,
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`.
     pub verb: &'static str,
+    /// What follows `proxy` in the path, as the client wrote it: empty, or beginning with a slash.
+    pub rest: String,
 }
 
 impl ResourceRoute {
@@ -67,6 +69,7 @@ impl Route {
             _ => (false, rest),
         };
         let (namespace, plural, name, sub) = split(rest)?;
+        let rest = if sub == "proxy" { behind_proxy(path) } else { "" };
         let resource = schema::by_gvr(group, version, plural).ok_or_else(Status::no_route)?;
         let subresource = match sub {
             "" => None,
@@ -87,6 +90,7 @@ impl Route {
             namespace,
             name,
             verb,
+            rest: rest.to_owned(),
         }))
     }
 }
@@ -95,6 +99,15 @@ impl Route {
 fn split<'a>(parts: &[&'a str]) -> Result<(&'a str, &'a str, &'a str, &'a str), Status> {
     match *parts {
         ["namespaces", name, sub @ ("status" | "finalize")] => Ok(("", "namespaces", name, sub)),
+        ["nodes", name, "proxy", ..] => Ok(("", "nodes", name, "proxy")),
+        [
+            "namespaces",
+            namespace,
+            plural @ ("pods" | "services"),
+            name,
+            "proxy",
+            ..,
+        ] => Ok((namespace, plural, name, "proxy")),
         ["namespaces", namespace, plural] => Ok((namespace, plural, "", "")),
         ["namespaces", namespace, plural, name] => Ok((namespace, plural, name, "")),
         ["namespaces", namespace, plural, name, sub] => Ok((namespace, plural, name, sub)),
@@ -103,6 +116,20 @@ fn split<'a>(parts: &[&'a str]) -> Result<(&'a str, &'a str, &'a str, &'a str), 
         [plural, name, sub] => Ok(("", plural, name, sub)),
         _ => Err(Status::no_route()),
     }
+}
+
+/// The part of a proxy's path that is the target's business, as it was sent: no segment is decoded or left out.
+fn behind_proxy(path: &str) -> &str {
+    // /api/v1/nodes/<name>/proxy, or with namespaces/<namespace> before; the word itself may be a name, too.
+    let mut parts = path.split('/').filter(|part| !part.is_empty());
+    let depth = if parts.nth(2) == Some("nodes") { 5 } else { 7 };
+    let mut segments = 0;
+    let end = path.char_indices().find(|&(at, character)| {
+        let begins = character == '/' && !path[at + 1..].starts_with('/');
+        segments += usize::from(begins);
+        begins && segments > depth
+    });
+    end.map_or("", |(at, _)| &path[at..])
 }
 
 fn check_scope(resource: &'static Resource, namespace: &str, name: &str, method: &Method) -> Result<(), Status> {
@@ -141,7 +168,9 @@ mod tests {
     fn resolve(method: &str, target: &str) -> Result<String, u16> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         match Route::parse(&method.parse().unwrap(), path, &Params::parse(query)) {
-            Ok(Route::Resource(r)) => Ok(format!("{} {} {:?} {:?}", r.verb, r.qualified(), r.namespace, r.name)),
+            Ok(Route::Resource(r)) => {
+                Ok(format!("{} {} {:?} {:?}", r.verb, r.qualified(), r.namespace, r.name) + &r.rest)
+            }
             Ok(Route::Path(path)) => Ok(path),
             Err(status) => Err(status.code),
         }
@@ -178,6 +207,23 @@ mod tests {
             ),
             ("GET", "/apis/apps/v1", Ok("/apis/apps/v1")),
             ("GET", "/healthz", Ok("/healthz")),
+            ("GET", "/api/v1/nodes/n/proxy", Ok(r#"get nodes/proxy "" "n""#)),
+            (
+                "GET",
+                "/api/v1/nodes/n:10250/proxy/metrics",
+                Ok(r#"get nodes/proxy "" "n:10250"/metrics"#),
+            ),
+            (
+                "POST",
+                "/api/v1/nodes/proxy/proxy/a%2Fb//c/",
+                Ok(r#"create nodes/proxy "" "proxy"/a%2Fb//c/"#),
+            ),
+            (
+                "DELETE",
+                "/api/v1/namespaces/d/services/http:web:http/proxy/",
+                Ok(r#"delete services/proxy "d" "http:web:http"/"#),
+            ),
+            ("GET", "/api/v1/namespaces/d/secrets/s/proxy", Err(404)),
             ("GET", "/api/v1/gadgets", Err(404)),
             ("GET", "/api/v1/namespaces/d/pods/p/nonsense", Err(404)),
             ("GET", "/api/v1/namespaces/d/nodes", Err(404)),

@@ -80,7 +80,10 @@ async fn api() -> Arc<Api> {
         registry,
         authenticator,
         authorizer,
-        NodeDialer::new(Arc::new(tls)),
+        {
+            let tls = Arc::new(tls);
+            NodeDialer::new(Arc::new(move || tls.clone()))
+        },
         shutdown,
     ))
 }

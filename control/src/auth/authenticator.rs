@@ -1,12 +1,13 @@
-//! From credentials to a [`User`]: the subject of a verified client certificate, or a service-account token.
+//! From credentials to a [`User`]: the subject of a verified client certificate, a service-account token, or a bootstrap
+//! token.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::User;
 use super::tokens::{Bound, Claims, ISSUER, Tokens};
+use super::{User, bootstrap_token};
 use crate::cache::Cache;
 
 /// How long the token of a pod that is being deleted still holds, so that it can end in order.
@@ -44,12 +45,18 @@ impl Authenticator {
     }
 
     /// The user behind a certificate (DER; its chain has been verified by TLS) or a bearer token, which goes first.
+    /// Bootstrap tokens are told by their form: no other token has it.
     ///
     /// # Errors
     /// [`Unauthenticated`] if there are no credentials or they are not, or no longer, good.
     pub fn authenticate(&self, cert: Option<&[u8]>, bearer: Option<&str>) -> Result<User, Unauthenticated> {
         match (bearer, cert) {
-            (Some(token), _) => self.review(token, &[ISSUER]).map(|(user, _)| user),
+            (Some(token), _) => match token.parse() {
+                Ok(token) => {
+                    bootstrap_token::authenticate(&self.cache, &token, (self.clock)()).map_err(Unauthenticated)
+                }
+                Err(_) => self.review(token, &[ISSUER]).map(|(user, _)| user),
+            },
             (None, Some(certificate)) => {
                 let user = certificate_user(certificate)?;
                 let (_, parsed) = X509Certificate::from_der(certificate).map_err(malformed)?;

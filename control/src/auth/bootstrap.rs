@@ -147,6 +147,13 @@ const NODE: Rules = &[
     ("discovery.k8s.io", "endpointslices", READ),
 ];
 
+/// What a machine with a bootstrap token may: ask for a certificate, and see whether it was granted.
+const NODE_BOOTSTRAPPER: Rules = &[(
+    "certificates.k8s.io",
+    "certificatesigningrequests",
+    "create,get,list,watch",
+)];
+
 const NODE_PROXIER: Rules = &[
     ("", "endpoints,services", "list,watch"),
     ("", "nodes", READ),
@@ -224,6 +231,7 @@ pub fn bootstrap() -> Vec<Value> {
         ("system:kube-controller-manager", CONTROLLER_MANAGER),
         ("system:node", NODE),
         ("system:node-proxier", NODE_PROXIER),
+        ("system:node-bootstrapper", NODE_BOOTSTRAPPER),
         ("system:kubelet-api-admin", KUBELET_API),
     ] {
         objects.push(role(name, rules(&[own])));
@@ -275,10 +283,61 @@ pub fn bootstrap() -> Vec<Value> {
             &["system:kube-controller-manager"],
         ),
         ("system:node-proxier", "User", &["system:kube-proxy"]),
+        ("system:node-bootstrapper", "Group", &["system:bootstrappers"]),
     ] {
         objects.push(binding(name, kind, subjects));
     }
+    for (request, group) in [("nodeclient", "system:bootstrappers"), ("selfnodeclient", "system:nodes")] {
+        let name = format!("system:certificates.k8s.io:certificatesigningrequests:{request}");
+        let resource = format!("certificatesigningrequests/{request}");
+        objects.push(role(
+            &name,
+            json!([{"apiGroups": ["certificates.k8s.io"], "resources": [resource], "verbs": ["create"]}]),
+        ));
+        objects.push(binding(&name, "Group", &[group]));
+    }
+    for (signer, name) in [
+        ("kubernetes.io/kube-apiserver-client", "kube-apiserver-client"),
+        ("kubernetes.io/kube-apiserver-client-kubelet", "kube-apiserver-client-kubelet"),
+        ("kubernetes.io/kubelet-serving", "kubelet-serving"),
+    ] {
+        objects.push(role(
+            &format!("system:certificates.k8s.io:{name}-approver"),
+            json!([{"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": [signer],
+                "verbs": ["approve"]}]),
+        ));
+    }
+    objects.extend(readable("kube-public", "system:hull:cluster-info", "cluster-info", &[
+        ("User", super::ANONYMOUS),
+        ("Group", "system:bootstrappers"),
+    ]));
+    objects.extend(readable("kube-system", "system:hull:node-settings", NODE_SETTINGS, &[
+        ("Group", "system:nodes"),
+        ("Group", "system:bootstrappers"),
+    ]));
     objects
+}
+
+/// The ConfigMap that tells nodes what holds for all of the cluster.
+pub const NODE_SETTINGS: &str = "hull-node-settings";
+
+/// A role and its binding that let some read one ConfigMap.
+fn readable(namespace: &str, name: &str, config_map: &str, subjects: &[(&str, &str)]) -> [Value; 2] {
+    let group = "rbac.authorization.k8s.io";
+    let mut meta = metadata(name);
+    meta["namespace"] = json!(namespace);
+    let subject = |(kind, name): &(&str, &str)| json!({"apiGroup": group, "kind": kind, "name": name});
+    [
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta,
+            "rules": [{"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [config_map], "verbs": ["get"]}],
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": meta,
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
+            "subjects": subjects.iter().map(subject).collect::<Vec<_>>(),
+        }),
+    ]
 }
 
 fn metadata(name: &str) -> Value {

@@ -6,6 +6,7 @@
 mod authenticator;
 mod authorizer;
 mod bootstrap;
+pub mod bootstrap_token;
 mod node;
 mod rbac;
 pub mod tokens;
@@ -14,10 +15,13 @@ use std::collections::BTreeMap;
 
 pub use self::authenticator::{Authenticator, Unauthenticated, certificate_user};
 pub use self::authorizer::Authorizer;
-pub use self::bootstrap::bootstrap;
+pub use self::bootstrap::{NODE_SETTINGS, bootstrap};
 
 /// The group whose members may do everything.
 pub const MASTERS: &str = "system:masters";
+
+/// The user of requests without any credentials, where those are answered at all.
+pub const ANONYMOUS: &str = "system:anonymous";
 
 /// Who asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

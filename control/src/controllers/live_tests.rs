@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::system_user;
 use crate::cache::EventKind;
-use crate::pki::{PkiConfig, ensure};
+use crate::pki::PkiConfig;
 use crate::registry::{DeleteOptions, Patch, Propagation, Registry, WriteOptions};
 use crate::schema::{self, Resource};
 use crate::server::{ControlConfig, Server};
@@ -33,23 +33,10 @@ fn row(key: &str) -> &'static Resource {
 impl Plane {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let pki_dir = dir.path().join("pki");
-        let loopback = "127.0.0.1".parse().unwrap();
-        let pki = PkiConfig {
-            node_name: "n1".into(),
-            server: "https://127.0.0.1:6443".into(),
-            ips: vec![loopback],
-            names: Vec::new(),
-        };
-        ensure(&pki_dir, &pki).unwrap();
-        let server = Server::start(ControlConfig {
-            data_dir: dir.path().to_owned(),
-            pki_dir,
-            listen: "127.0.0.1:0".parse().unwrap(),
-            advertise: "192.0.2.1".parse().unwrap(),
-            service_cidr: "10.96.0.0/16".into(),
-            pod_cidr: "10.244.0.0/16".into(),
-        })
+        let mut pki = PkiConfig::new("n1", "https://127.0.0.1:6443");
+        pki.ips = vec!["127.0.0.1".parse().unwrap()];
+        let (listen, advertise) = ("127.0.0.1:0".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        let server = Server::start(ControlConfig::new(dir.path(), pki, listen, advertise))
         .await
         .unwrap();
         let registry = server.registry().clone();

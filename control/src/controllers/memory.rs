@@ -163,7 +163,7 @@ impl Memory {
         }
         let mut value = old.value();
         let before = value["spec"].clone();
-        if subresource == Some("status") {
+        if matches!(subresource, Some("status" | "approval")) {
             value["status"] = new["status"].clone();
         } else if subresource == Some("finalize") {
             value["spec"]["finalizers"] = new["spec"]["finalizers"].clone();

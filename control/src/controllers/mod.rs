@@ -4,8 +4,11 @@
 //! them all from the watch cache ([`runner`]) and writes through the registry like any client. Invariant: decisions depend
 //! on nothing but the objects, the clock handed in and the controller's own memory, so simulated time can drive them.
 
+pub mod bootstrap_token;
 pub mod controller;
+pub mod csr;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod event_ttl;
 pub mod execute;
@@ -30,24 +33,33 @@ pub mod view;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::SignedDuration;
 use tokio::task::JoinHandle;
 
 use self::controller::Controller;
 use self::execute::Executor;
 use self::recorder::Recorder;
 use self::runner::Runner;
-use crate::auth::User;
+use crate::auth::{Attributes, Decision, User};
+use crate::pki::Authority;
 use crate::registry::Registry;
 use crate::schema;
 
 /// What controllers need to be told.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
-    /// The range that nodes get the ranges of their pods from.
-    pub cluster_cidr: node::cidr::Range,
-    /// The cluster's CA certificate, PEM, for `kube-root-ca.crt`.
-    pub root_ca_pem: Arc<str>,
+    /// The ranges that nodes get the ranges of their pods from.
+    pub cluster_ranges: node::cidr::ClusterRanges,
+    /// A node that has been silent for so long is not ready.
+    pub node_grace: Duration,
+    /// The cluster's authority: signs requests, and its certificate is in `kube-root-ca.crt`.
+    pub authority: Arc<Authority>,
+    /// Longest life of a certificate signed on request.
+    pub signing_life: SignedDuration,
+    /// A kubeconfig without credentials, for `cluster-info`.
+    pub cluster_info: Arc<str>,
 }
 
 /// Running tasks; they stop when it is dropped.
@@ -71,29 +83,56 @@ impl Drop for Handle {
 pub fn start(registry: Arc<Registry>, config: Config) -> Handle {
     let (recorder, events) = Recorder::new(registry.clone());
     let executor = Executor::new(registry.clone(), recorder);
-    let runner = Runner::new(registry.cache().clone(), all(config), watched(), executor);
+    let runner = Runner::new(registry.cache().clone(), all(config, &registry), watched(), executor);
     Handle::new(vec![tokio::spawn(events), tokio::spawn(runner.run())])
 }
 
-fn all(config: Config) -> Vec<Box<dyn Controller>> {
-    vec![
+fn all(config: Config, registry: &Arc<Registry>) -> Vec<Box<dyn Controller>> {
+    let mut all = endpoints::controllers();
+    let others: Vec<Box<dyn Controller>> = vec![
         Box::new(deployment::Deployments),
         Box::new(replicaset::ReplicaSets),
-        Box::new(endpoints::EndpointSlices),
-        Box::new(endpoints::Endpoints),
         Box::new(service_account::ServiceAccounts {
-            root_ca: config.root_ca_pem,
+            root_ca: config.authority.pem().clone(),
         }),
-        Box::<node::lifecycle::NodeLifecycle>::default(),
+        Box::new(csr::approve::Approver::new(may_create(registry))),
+        Box::new(csr::sign::Signer {
+            authority: config.authority,
+            life: config.signing_life,
+        }),
+        Box::new(csr::clean::Cleaner),
+        Box::new(bootstrap_token::TokenCleaner),
+        Box::new(bootstrap_token::ClusterInfo {
+            kubeconfig: config.cluster_info,
+        }),
+        Box::new(node::lifecycle::NodeLifecycle::new(config.node_grace)),
+        Box::new(disruption::Disruption),
         Box::<node::eviction::TaintEviction>::default(),
         Box::new(node::cidr::NodeRanges {
-            cluster: config.cluster_cidr,
+            cluster: config.cluster_ranges,
         }),
         Box::new(namespace::Namespaces),
         Box::new(garbage::GarbageCollector),
         Box::<pod_gc::PodGc>::default(),
         Box::new(event_ttl::EventTtl),
-    ]
+    ];
+    all.extend(others);
+    all
+}
+
+/// What the authorizer says of somebody who wants to create a subresource of certificate signing requests.
+fn may_create(registry: &Arc<Registry>) -> csr::approve::MayCreate {
+    let authorizer = registry.authorizer().clone();
+    Box::new(move |who, subresource| {
+        let asked = Attributes {
+            verb: "create",
+            group: "certificates.k8s.io",
+            resource: "certificatesigningrequests",
+            subresource,
+            ..Attributes::default()
+        };
+        matches!(authorizer.authorize(who, &asked), Decision::Allow(_))
+    })
 }
 
 /// Everything stored but events: nothing is decided by them, and they are many.

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
+use jiff::ToSpan as _;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 
 use super::*;
@@ -19,6 +20,7 @@ fn config() -> PkiConfig {
             "::1".parse().unwrap(),
         ],
         names: vec!["n1".into(), "localhost".into()],
+        life: LEAF_LIFE,
     }
 }
 

@@ -1,8 +1,9 @@
 //! Admission: what is refused or filled in although each object alone is valid.
 //!
 //! The built-in plugins of Kubernetes that a cluster cannot do without: NamespaceLifecycle, ServiceAccount,
-//! DefaultTolerationSeconds, Priority, NodeRestriction, and the RBAC escalation check. Webhooks will be called from here.
+//! DefaultTolerationSeconds, Priority, NodeRestriction, those for certificates, and the RBAC escalation check. Webhooks will be called from here.
 
+pub(super) mod certificate;
 mod escalation;
 mod node;
 mod pod;
@@ -27,7 +28,10 @@ pub(super) async fn create(
     object: &mut Value,
     _options: &WriteOptions,
 ) -> Result<(), Status> {
-    node::create(who, resource, object)?;
+    node::create(registry, who, resource, object)?;
+    if resource.key == certificate::KEY {
+        certificate::create(who, resource, object)?;
+    }
     if resource.namespaced {
         namespace_is_open(registry, resource, namespace, text(object, "/metadata/name"))?;
     }
@@ -50,6 +54,9 @@ pub(super) fn update(
     _options: &WriteOptions,
 ) -> Result<(), Status> {
     node::update(who, resource, new, old)?;
+    if resource.key == certificate::KEY {
+        certificate::update(registry, who, resource, subresource, new, old)?;
+    }
     if subresource.is_some() || is_terminating(old) {
         return Ok(());
     }

@@ -70,6 +70,21 @@ impl Environment {
             .collect()
     }
 
+    /// That many random characters of `[a-z0-9]`, each equally likely.
+    pub fn lower_alphanumeric(&self, length: usize) -> String {
+        const CHARACTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+        let mut text = String::with_capacity(length);
+        while text.len() < length {
+            let mut byte = [0u8];
+            (self.fill)(&mut byte);
+            // 252 is the largest multiple of 36 in a byte; above it the first letters would come more often.
+            if byte[0] < 252 {
+                text.push(char::from(CHARACTERS[usize::from(byte[0]) % CHARACTERS.len()]));
+            }
+        }
+        text
+    }
+
     /// A random number below `bound` (0 if `bound` is 0).
     pub fn below(&self, bound: u32) -> u32 {
         let mut bytes = [0u8; 4];

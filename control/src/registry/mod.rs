@@ -7,6 +7,7 @@ mod admission;
 mod create;
 mod delete;
 mod environment;
+mod eviction;
 mod metadata;
 mod options;
 mod patch;
@@ -32,7 +33,7 @@ pub(crate) use metadata::stamp_kind;
 pub use options::{CreateOptions, DeleteOptions, Propagation, Warnings, WriteOptions};
 pub use pods::Binding;
 pub use scale::{scale_of, selector_text};
-pub use service::{Ipv4Range, ServiceAllocator};
+pub use service::{ServiceAllocator, ServiceRange, ServiceRanges};
 pub use status::{Cause, Details, Status, qualified};
 
 /// How often a write without a resourceVersion of its own is tried again when another write came between.
@@ -66,19 +67,19 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// A registry that writes to `cache` and gives services addresses of `service_range`.
+    /// A registry that writes to `cache` and gives services addresses of `service_ranges`.
     pub fn new(
         cache: Arc<Cache>,
         authorizer: Arc<Authorizer>,
         tokens: Arc<Tokens>,
-        service_range: Ipv4Range,
+        service_ranges: ServiceRanges,
         environment: Environment,
     ) -> Self {
         Self {
             cache,
             authorizer,
             tokens,
-            services: ServiceAllocator::new(service_range),
+            services: ServiceAllocator::new(service_ranges),
             environment,
         }
     }
@@ -86,6 +87,11 @@ impl Registry {
     /// Where to read.
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
+    }
+
+    /// Who may do what.
+    pub fn authorizer(&self) -> &Arc<Authorizer> {
+        &self.authorizer
     }
 
     /// Issuer of service-account tokens.

@@ -1,11 +1,11 @@
-//! Binding a pod to a node, and evicting it.
+//! Binding a pod to a node.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::metadata::{self, child_mut, text};
-use super::{DeleteOptions, Deleted, MAX_RETRIES, Registry, Status, WriteOptions, storage_row, unsaved};
+use super::{MAX_RETRIES, Registry, Status, WriteOptions, storage_row, unsaved};
 use crate::auth::User;
 use crate::cache::{Expect, Object};
 use crate::schema::{self, Resource};
@@ -42,20 +42,6 @@ impl Registry {
         }
         Err(Status::stale(resource, pod))
     }
-
-    /// Evicts a pod. Disruption budgets are not served yet, so this deletes.
-    ///
-    /// # Errors
-    /// Those of a delete.
-    pub async fn evict(
-        &self,
-        who: &User,
-        namespace: &str,
-        pod: &str,
-        options: DeleteOptions,
-    ) -> Result<Deleted, Status> {
-        self.delete(who, pods()?, namespace, pod, options).await
-    }
 }
 
 /// What a `Binding` says.
@@ -69,7 +55,7 @@ pub struct Binding<'a> {
     pub annotations: Option<&'a Value>,
 }
 
-fn pods() -> Result<&'static Resource, Status> {
+pub(super) fn pods() -> Result<&'static Resource, Status> {
     schema::by_key("pods")
         .map(storage_row)
         .ok_or_else(|| Status::internal("pods are not in the resource table"))

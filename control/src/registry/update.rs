@@ -115,6 +115,9 @@ impl Registry {
                 metadata::child_mut(&mut new, "spec").insert("finalizers".into(), finalizers);
             }
             Some("scale") => resource.strategy.prepare_update(None, &mut new, old),
+            Some(part @ ("approval" | "status")) if resource.key == admission::certificate::KEY => {
+                admission::certificate::merge(part, &mut new, old, &self.environment().now_text());
+            }
             subresource => resource.strategy.prepare_update(subresource, &mut new, old),
         }
         metadata_mut(&mut new).insert("resourceVersion".into(), old["metadata"]["resourceVersion"].clone());

@@ -40,6 +40,8 @@ const fn sub(
 }
 
 const CONNECT: &[&str] = &["create", "get"];
+/// What a proxy passes on: any request there is a verb for.
+const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
 const APPS_SCALE: Subresource = sub("scale", "autoscaling", "v1", "Scale", READ_WRITE);
 
 /// What most rows have in common.
@@ -117,8 +119,8 @@ pub(super) static ROWS: &[Resource] = &[
         short_names: &["ep"],
         type_name: "io.k8s.api.core.v1.Endpoints",
         key: "endpoints",
-        default: default::service::endpoints,
-        validate: validate::service::endpoints,
+        default: default::endpoint::endpoints,
+        validate: validate::endpoint::endpoints,
         ..ROW
     },
     Resource {
@@ -167,7 +169,10 @@ pub(super) static ROWS: &[Resource] = &[
         singular: "node",
         short_names: &["no"],
         namespaced: false,
-        subresources: &[sub("status", "", "v1", "Node", READ_WRITE)],
+        subresources: &[
+            sub("proxy", "", "v1", "NodeProxyOptions", PROXY),
+            sub("status", "", "v1", "Node", READ_WRITE),
+        ],
         type_name: "io.k8s.api.core.v1.Node",
         selectable_fields: &["spec.unschedulable"],
         key: "nodes",
@@ -194,6 +199,7 @@ pub(super) static ROWS: &[Resource] = &[
             sub("exec", "", "v1", "PodExecOptions", CONNECT),
             sub("log", "", "v1", "Pod", &["get"]),
             sub("portforward", "", "v1", "PodPortForwardOptions", CONNECT),
+            sub("proxy", "", "v1", "PodProxyOptions", PROXY),
             sub("status", "", "v1", "Pod", READ_WRITE),
         ],
         type_name: "io.k8s.api.core.v1.Pod",
@@ -259,7 +265,10 @@ pub(super) static ROWS: &[Resource] = &[
         singular: "service",
         short_names: &["svc"],
         categories: &["all"],
-        subresources: &[sub("status", "", "v1", "Service", READ_WRITE)],
+        subresources: &[
+            sub("proxy", "", "v1", "ServiceProxyOptions", PROXY),
+            sub("status", "", "v1", "Service", READ_WRITE),
+        ],
         type_name: "io.k8s.api.core.v1.Service",
         selectable_fields: &["spec.clusterIP", "spec.type"],
         key: "services",
@@ -268,6 +277,7 @@ pub(super) static ROWS: &[Resource] = &[
         validate: validate::service::service,
         strategy: Strategy {
             status: true,
+            on_create: Some(default::service::on_create),
             on_update: Some(default::service::on_update),
             ..Strategy::PLAIN
         },
@@ -380,6 +390,40 @@ pub(super) static ROWS: &[Resource] = &[
         ..REVIEW
     },
     Resource {
+        group: "certificates.k8s.io",
+        kind: "CertificateSigningRequest",
+        plural: "certificatesigningrequests",
+        singular: "certificatesigningrequest",
+        short_names: &["csr"],
+        namespaced: false,
+        subresources: &[
+            sub(
+                "approval",
+                "certificates.k8s.io",
+                "v1",
+                "CertificateSigningRequest",
+                READ_WRITE,
+            ),
+            sub(
+                "status",
+                "certificates.k8s.io",
+                "v1",
+                "CertificateSigningRequest",
+                READ_WRITE,
+            ),
+        ],
+        type_name: "io.k8s.api.certificates.v1.CertificateSigningRequest",
+        selectable_fields: &["spec.signerName"],
+        key: "certificates.k8s.io/certificatesigningrequests",
+        validate: validate::certificate::signing_request,
+        strategy: Strategy {
+            status: true,
+            on_update: Some(default::certificate::on_update),
+            ..Strategy::PLAIN
+        },
+        ..ROW
+    },
+    Resource {
         group: "coordination.k8s.io",
         kind: "Lease",
         plural: "leases",
@@ -401,12 +445,25 @@ pub(super) static ROWS: &[Resource] = &[
         singular: "endpointslice",
         type_name: "io.k8s.api.discovery.v1.EndpointSlice",
         key: "discovery.k8s.io/endpointslices",
-        default: default::service::endpoint_slice,
-        validate: validate::service::endpoint_slice,
+        default: default::endpoint::endpoint_slice,
+        validate: validate::endpoint::endpoint_slice,
         strategy: Strategy {
             generation: true,
             ..Strategy::PLAIN
         },
+        ..ROW
+    },
+    Resource {
+        group: "policy",
+        kind: "PodDisruptionBudget",
+        plural: "poddisruptionbudgets",
+        singular: "poddisruptionbudget",
+        short_names: &["pdb"],
+        subresources: &[sub("status", "policy", "v1", "PodDisruptionBudget", READ_WRITE)],
+        type_name: "io.k8s.api.policy.v1.PodDisruptionBudget",
+        key: "policy/poddisruptionbudgets",
+        validate: validate::disruption::budget,
+        strategy: Strategy::WORKLOAD,
         ..ROW
     },
     Resource {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::ServerError;
 use crate::auth::{self, User};
-use crate::registry::{CreateOptions, Ipv4Range, Registry, Status, WriteOptions};
+use crate::registry::{CreateOptions, Registry, ServiceRanges, Status, WriteOptions};
 use crate::schema::{self, Resource};
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -17,8 +17,9 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 /// Makes what is missing.
 pub(super) async fn run(
     registry: &Registry,
-    service_range: Ipv4Range,
+    service_ranges: ServiceRanges,
     advertise: SocketAddr,
+    node_settings: Value,
 ) -> Result<(), ServerError> {
     let who = User {
         name: "system:apiserver".into(),
@@ -30,9 +31,10 @@ pub(super) async fn run(
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     try_join_all(namespaces.map(|namespace| ensure(registry, &who, namespace, false))).await?;
     let mut objects: Vec<(Value, bool)> = vec![
-        (service(service_range), false),
+        (service(service_ranges), false),
         (endpoints(advertise), true),
         (endpoint_slice(advertise), true),
+        (node_settings, true),
     ];
     objects.extend(auth::bootstrap().into_iter().map(|object| (object, false)));
     try_join_all(
@@ -87,7 +89,7 @@ fn row(object: &Value) -> Option<&'static Resource> {
     schema::by_kind(group, version, object["kind"].as_str()?)
 }
 
-fn service(range: Ipv4Range) -> Value {
+fn service(ranges: ServiceRanges) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {
@@ -95,7 +97,7 @@ fn service(range: Ipv4Range) -> Value {
             "labels": {"component": "apiserver", "provider": "kubernetes"},
         },
         "spec": {
-            "type": "ClusterIP", "clusterIP": range.nth(1).to_string(), "sessionAffinity": "None",
+            "type": "ClusterIP", "clusterIP": ranges.primary().nth(1).to_string(), "sessionAffinity": "None",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
         },
     })

@@ -16,15 +16,12 @@ pub(super) struct Keys {
     pub server: Arc<ServerConfig>,
     /// Towards agents.
     pub client: Arc<ClientConfig>,
-    /// The CA certificate, for `kube-root-ca.crt`.
-    pub ca_pem: String,
 }
 
 impl Keys {
     /// Reads `ca.crt`, `apiserver.{crt,key}` and `kubelet-client.{crt,key}`.
     pub(super) fn load(dir: &Path) -> Result<Self, ServerError> {
         let ca_path = dir.join("ca.crt");
-        let ca_pem = std::fs::read_to_string(&ca_path).map_err(|error| bad(&ca_path, &error))?;
         let mut roots = RootCertStore::empty();
         for certificate in certificates(&ca_path)? {
             roots.add(certificate).map_err(|error| bad(&ca_path, &error))?;
@@ -33,7 +30,6 @@ impl Keys {
         Ok(Self {
             server: server(dir, &roots)?,
             client: client(dir, roots)?,
-            ca_pem,
         })
     }
 }

@@ -6,10 +6,11 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hull_control::pki::{PkiConfig, ensure};
+use hull_control::pki::PkiConfig;
 use hull_control::server::{ControlConfig, Server};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
@@ -22,40 +23,42 @@ pub struct Cluster {
     server: Option<Server>,
     directory: tempfile::TempDir,
     port: u16,
+    config: ControlConfig,
 }
 
 impl Cluster {
     pub fn start() -> Self {
+        Self::start_with(|_| ())
+    }
+
+    /// With settings changed from the usual ones.
+    pub fn start_with(change: impl FnOnce(&mut ControlConfig)) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let directory = tempfile::tempdir().unwrap();
-        let pki_dir = directory.path().join("pki");
-        let pki = PkiConfig {
-            node_name: "n1".into(),
-            server: format!("https://127.0.0.1:{port}"),
-            ips: vec![[127, 0, 0, 1].into()],
-            names: Vec::new(),
-        };
-        ensure(&pki_dir, &pki).unwrap();
-        let config = ControlConfig {
-            data_dir: directory.path().to_owned(),
-            pki_dir,
-            listen: ([127, 0, 0, 1], port).into(),
-            advertise: [192, 0, 2, 1].into(),
-            service_cidr: "10.96.0.0/16".into(),
-            pod_cidr: "10.244.0.0/16".into(),
-        };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
-        let server = runtime.block_on(Server::start(config)).unwrap();
+        let mut pki = PkiConfig::new("n1", &format!("https://127.0.0.1:{port}"));
+        pki.ips = vec![[127, 0, 0, 1].into()];
+        let (listen, advertise) = (([127, 0, 0, 1], port).into(), [192, 0, 2, 1].into());
+        let mut config = ControlConfig::new(directory.path(), pki, listen, advertise);
+        change(&mut config);
+        let runtime = runtime();
+        let server = runtime.block_on(Server::start(config.clone())).unwrap();
         Self {
             runtime,
             server: Some(server),
             directory,
             port,
+            config,
         }
+    }
+
+    /// Stops the control plane and starts it again on what it has stored.
+    pub fn restart(&mut self) {
+        if let Some(server) = self.server.take() {
+            self.runtime.block_on(server.stop());
+        }
+        // With the runtime goes whatever still holds the store.
+        std::mem::replace(&mut self.runtime, runtime()).shutdown_timeout(Duration::from_secs(10));
+        self.server = Some(self.runtime.block_on(Server::start(self.config.clone())).unwrap());
     }
 
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
@@ -162,6 +165,14 @@ impl Cluster {
             .unwrap();
         Arc::new(config)
     }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 impl Drop for Cluster {

@@ -5,6 +5,9 @@ use super::devices;
 use crate::error::{Error, Result};
 use crate::spec::{self, LinuxBlockIo, LinuxCpu, LinuxMemory};
 
+/// cpu.weight of every group that nobody gave another.
+const DEFAULT_WEIGHT: u64 = 100;
+
 /// One value for one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
@@ -103,7 +106,9 @@ fn settings(resources: &spec::LinuxResources) -> Result<Vec<Setting>> {
         all.push(Setting::new(format!("hugetlb.{size}.max"), page.limit()));
         all.push(Setting::new(format!("hugetlb.{size}.rsvd.max"), page.limit()).dispensable());
     }
-    for (device, rdma) in resources.rdma().iter().flatten() {
+    let mut rdma: Vec<_> = resources.rdma().iter().flatten().collect();
+    rdma.sort_by_key(|(device, _)| *device);
+    for (device, rdma) in rdma {
         let part = |name: &str, value: Option<u32>| value.map(|value| format!(" {name}={value}")).unwrap_or_default();
         let value = serde_json::to_value(rdma).unwrap_or_default();
         let number = |name: &str| {
@@ -126,20 +131,42 @@ fn refuse_version_1(resources: &spec::LinuxResources) -> Result<()> {
     let (memory, cpu, io) = (resources.memory(), resources.cpu(), resources.block_io());
     let network = resources.network().as_ref();
     let asked = [
-        ("memory.kernel", memory.as_ref().is_some_and(|memory| set(memory.kernel()))),
-        ("memory.kernelTCP", memory.as_ref().is_some_and(|memory| set(memory.kernel_tcp()))),
-        ("memory.swappiness", memory.as_ref().is_some_and(|memory| memory.swappiness().is_some())),
+        (
+            "memory.kernel",
+            memory.as_ref().is_some_and(|memory| set(memory.kernel())),
+        ),
+        (
+            "memory.kernelTCP",
+            memory.as_ref().is_some_and(|memory| set(memory.kernel_tcp())),
+        ),
+        (
+            "memory.swappiness",
+            memory.as_ref().is_some_and(|memory| memory.swappiness().is_some()),
+        ),
         (
             "memory.disableOOMKiller",
-            memory.as_ref().is_some_and(|memory| memory.disable_oom_killer() == Some(true)),
+            memory
+                .as_ref()
+                .is_some_and(|memory| memory.disable_oom_killer() == Some(true)),
         ),
-        ("cpu.realtimeRuntime", cpu.as_ref().is_some_and(|cpu| set(cpu.realtime_runtime()))),
+        (
+            "cpu.realtimeRuntime",
+            cpu.as_ref().is_some_and(|cpu| set(cpu.realtime_runtime())),
+        ),
         (
             "cpu.realtimePeriod",
-            cpu.as_ref().is_some_and(|cpu| cpu.realtime_period().is_some_and(|period| period > 0)),
+            cpu.as_ref()
+                .is_some_and(|cpu| cpu.realtime_period().is_some_and(|period| period > 0)),
         ),
-        ("blockIO.leafWeight", io.as_ref().is_some_and(|io| io.leaf_weight().is_some_and(|weight| weight > 0))),
-        ("network.classID", network.is_some_and(|network| network.class_id().is_some_and(|class| class > 0))),
+        (
+            "blockIO.leafWeight",
+            io.as_ref()
+                .is_some_and(|io| io.leaf_weight().is_some_and(|weight| weight > 0)),
+        ),
+        (
+            "network.classID",
+            network.is_some_and(|network| network.class_id().is_some_and(|class| class > 0)),
+        ),
         (
             "network.priorities",
             network.is_some_and(|network| network.priorities().as_ref().is_some_and(|list| !list.is_empty())),
@@ -179,7 +206,10 @@ fn cpu_settings(cpu: &LinuxCpu, all: &mut Vec<Setting>) {
     }
     // An idle group has no weight to set.
     if let Some(weight) = cpu.shares().and_then(weight).filter(|_| cpu.idle() != Some(1)) {
-        all.push(Setting::new("cpu.weight", weight));
+        let mut setting = Setting::new("cpu.weight", weight);
+        // containerd asks for it in every container.
+        setting.dispensable = weight == DEFAULT_WEIGHT;
+        all.push(setting);
     }
     // The burst may not exceed the quota: lower it before, raise it after.
     let burst = cpu.burst().map(|burst| Setting::new("cpu.max.burst", burst));
@@ -345,8 +375,7 @@ mod tests {
 
     #[test]
     fn no_limit_needs_no_controller() {
-        let limits =
-            serde_json::json!({"memory": {"limit": -1, "swap": -1}, "pids": {"limit": -1}, "cpu": {"quota": -1}});
+        let limits = serde_json::json!({"memory": {"limit": -1, "swap": -1}, "pids": {"limit": -1}, "cpu": {"quota": -1, "shares": 1024}});
         let limits = Limits::new(Some(&serde_json::from_value(limits).unwrap())).unwrap();
         assert!(
             limits.settings().iter().all(|setting| setting.dispensable),
@@ -384,7 +413,9 @@ mod tests {
         assert!(refused(serde_json::json!({"memory": {"disableOOMKiller": true}})).contains("disableOOMKiller"));
         assert!(refused(serde_json::json!({"cpu": {"realtimeRuntime": 95000}})).contains("realtimeRuntime"));
         assert!(refused(serde_json::json!({"network": {"classID": 1048577}})).contains("classID"));
-        assert!(refused(serde_json::json!({"hugepageLimits": [{"pageSize": "../x", "limit": 1}]})).contains("pageSize"));
+        assert!(
+            refused(serde_json::json!({"hugepageLimits": [{"pageSize": "../x", "limit": 1}]})).contains("pageSize")
+        );
         let harmless = serde_json::json!({
             "memory": {"disableOOMKiller": false, "kernel": -1, "kernelTCP": 0}, "network": {}
         });

@@ -4,6 +4,7 @@
 
 pub(crate) mod devices;
 pub(crate) mod limits;
+pub(crate) mod systemd;
 mod update;
 
 use std::fs;
@@ -46,6 +47,12 @@ impl Hierarchy {
         Ok(Hierarchy { mount })
     }
 
+    /// The hierarchy that is mounted at `mount`.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn at(mount: &Path) -> Hierarchy {
+        Hierarchy { mount: mount.into() }
+    }
+
     /// Where it is mounted.
     pub fn mount(&self) -> &Path {
         &self.mount
@@ -83,6 +90,14 @@ impl Hierarchy {
         let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
         Ok(Path::new(path).parent().unwrap_or(Path::new("/")).to_path_buf())
     }
+}
+
+/// Inode of the machine's first user namespace, linux/proc_ns.h (PROC_USER_INIT_INO).
+const FIRST_USER_NAMESPACE: u64 = 0xefff_fffd;
+
+/// This process is in another user namespace than the machine's first: it is no root, whatever its id.
+pub fn in_user_namespace() -> bool {
+    rustix::fs::stat("/proc/self/ns/user").is_ok_and(|stat| stat.st_ino != FIRST_USER_NAMESPACE)
 }
 
 /// The mount point of the first cgroup2 in mountinfo.
@@ -207,7 +222,12 @@ impl Cgroup {
 
     fn set(&self, setting: &Setting) -> Result<()> {
         let path = self.dir.join(&setting.file);
-        let other = || setting.otherwise.as_ref().is_some_and(|(file, value)| fs::write(self.dir.join(file), value).is_ok());
+        let other = || {
+            setting
+                .otherwise
+                .as_ref()
+                .is_some_and(|(file, value)| fs::write(self.dir.join(file), value).is_ok())
+        };
         match fs::write(&path, &setting.value) {
             Ok(()) => Ok(()),
             Err(_) if other() => Ok(()),

@@ -24,7 +24,13 @@ pub(crate) fn update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<Limi
 
 /// A limit of memory and swap is converted by that of memory: the one the group has, unless there is a new one.
 fn complete(cgroup: &Cgroup, memory: &mut LinuxMemory) -> Result<()> {
-    let read = |file: &str| fs::read_to_string(cgroup.dir().join(file)).ok()?.trim().parse::<i64>().ok();
+    let read = |file: &str| {
+        fs::read_to_string(cgroup.dir().join(file))
+            .ok()?
+            .trim()
+            .parse::<i64>()
+            .ok()
+    };
     if memory.swap().is_some_and(|swap| swap > 0) && memory.limit().is_none() {
         memory.set_limit(read("memory.max"));
     }
@@ -68,7 +74,12 @@ mod tests {
     fn a_limit_below_use_is_refused_where_that_is_asked_for() {
         let (_dir, cgroup) = group();
         let mut checked = memory(serde_json::json!({"limit": 800, "checkBeforeUpdate": true}));
-        assert!(complete(&cgroup, &mut checked).unwrap_err().to_string().contains("in use"));
+        assert!(
+            complete(&cgroup, &mut checked)
+                .unwrap_err()
+                .to_string()
+                .contains("in use")
+        );
         assert!(complete(&cgroup, &mut memory(serde_json::json!({"limit": 800}))).is_ok());
     }
 }

@@ -1,6 +1,8 @@
 //! Flags and operands. `--name value`, `--name=value` and `-n value` are the same; one dash or two makes no difference,
 //! as in the Go programs whose command lines engines were written for.
 
+use std::path::Path;
+
 use hull_runtime::error::{Error, Result};
 
 /// What a command understands.
@@ -76,6 +78,11 @@ impl Args {
             .rev()
             .find(|(flag, _)| *flag == name)
             .map(|(_, value)| value.as_str())
+    }
+
+    /// A value that names a file; empty is none, as engines' templates have it.
+    pub fn path(&self, name: &str) -> Option<&Path> {
+        self.value(name).filter(|path| !path.is_empty()).map(Path::new)
     }
 
     /// All values given, in order.

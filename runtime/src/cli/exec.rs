@@ -5,7 +5,7 @@ use std::path::Path;
 use hull_runtime::caps;
 use hull_runtime::container::{self, ExecOptions};
 use hull_runtime::error::{Error, Result};
-use hull_runtime::spec::{Capability, LinuxCapabilities, Process, User};
+use hull_runtime::spec::{self, Capability, LinuxCapabilities, Process, User};
 
 use super::args::{Args, Flags};
 use super::foreground::Watch;
@@ -34,31 +34,47 @@ pub(super) fn exec(root: &Path, arguments: &[String]) -> Result<i32> {
     let args = EXEC.parse(arguments)?;
     let id = args.operand(0, "the container's ID")?;
     let process = match args.value("process") {
-        Some(path) => from_file(path)?,
+        Some(path) => spec::load_process(Path::new(path))?,
         None => from_flags(&args, container::base_process(root, id)?)?,
     };
     let detach = args.is_set("detach");
-    if detach && process.terminal() == Some(true) && args.value("console-socket").is_none() {
+    if detach && process.terminal() == Some(true) && args.path("console-socket").is_none() {
         return Err(super::no_console_socket());
     }
     let watch = Watch::new(detach)?;
     let mut options = ExecOptions::new(process);
-    options.console_socket = args.value("console-socket").map(Path::new);
-    options.pid_file = args.value("pid-file").map(Path::new);
-    options.preserve_fds = super::preserved(&args)?;
-    options.cgroup = args.value("cgroup").map(|path| Path::new(path.trim_start_matches('/')));
+    options.console_socket = args.path("console-socket");
+    options.pid_file = args.path("pid-file");
+    let environment;
+    (options.preserve_fds, environment) = super::preserved(&args)?;
+    options.process.env_mut().get_or_insert_default().extend(environment);
+    options.cgroup = args.value("cgroup").map(below).transpose()?;
     options.ignore_paused = args.is_set("ignore-paused");
     let mut created = container::exec(root, id, options)?;
+    if let Err(error) = super::send_pidfd(&args, &created) {
+        super::foreground::end(&created);
+        return Err(error);
+    }
     if detach {
         return Ok(0);
     }
     let console = created.console.take();
-    watch.until_exit(&created, console)
+    watch.until_exit(&created, console, None)
 }
 
-fn from_file(path: &str) -> Result<Process> {
-    let bytes = std::fs::read(path).map_err(|e| Error::os(format!("open {path}"), e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::invalid(format!("{path}: {e}")))
+/// A cgroup below the container's: `PATH`, or `CONTROLLER,...:PATH` as for version 1, of which the path counts.
+fn below(text: &str) -> Result<&Path> {
+    let path = text
+        .split_once(':')
+        .map_or(text, |(_, path)| path)
+        .trim_start_matches('/');
+    let path = Path::new(path);
+    match path.components().any(|part| part == std::path::Component::ParentDir) {
+        true => Err(Error::invalid(format!(
+            "--cgroup: {text:?} leads out of the container's cgroup"
+        ))),
+        false => Ok(path),
+    }
 }
 
 fn from_flags(args: &Args, mut process: Process) -> Result<Process> {

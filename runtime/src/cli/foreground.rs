@@ -11,6 +11,8 @@ use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 use rustix::termios::{OptionalActions, Termios};
 
+use super::notify::Proxy;
+
 /// Signals are blocked and read from a descriptor, so that none is lost between create and wait.
 pub(super) struct Watch {
     signals: Option<OwnedFd>,
@@ -37,8 +39,8 @@ impl Watch {
         Ok(Watch { signals: Some(signals) })
     }
 
-    /// Stay until the process ends: its code, or 128 and its signal.
-    pub fn until_exit(&self, process: &Created, console: Option<OwnedFd>) -> Result<i32> {
+    /// Stay until the process ends: its code, or 128 and its signal. Meanwhile pass on that it is ready.
+    pub fn until_exit(&self, process: &Created, console: Option<OwnedFd>, mut notify: Option<Proxy>) -> Result<i32> {
         let mut terminal = console.map(Terminal::new);
         if let Some(terminal) = &terminal {
             terminal.copy_size();
@@ -47,6 +49,10 @@ impl Watch {
             let mut polled = vec![PollFd::new(&process.pidfd, PollFlags::IN)];
             if let Some(signals) = &self.signals {
                 polled.push(PollFd::new(signals, PollFlags::IN));
+            }
+            let notify_at = polled.len();
+            if let Some(notify) = &notify {
+                polled.push(PollFd::from_borrowed_fd(notify.socket(), PollFlags::IN));
             }
             let terminal_at = polled.len();
             if let Some(terminal) = &terminal {
@@ -62,6 +68,11 @@ impl Watch {
             let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
             if self.signals.is_some() && ready[1] {
                 self.forward(process, terminal.as_ref());
+            }
+            if let Some(proxy) = notify.take_if(|_| ready[notify_at])
+                && !proxy.hear(process.pid)?
+            {
+                notify = Some(proxy);
             }
             if let Some(terminal) = &mut terminal {
                 terminal.carry(ready[terminal_at], ready.get(terminal_at + 1) == Some(&true));
@@ -109,9 +120,14 @@ fn exit_code(process: &Created) -> Result<i32> {
 
 /// Remove a container that cannot stay, and reap its init.
 pub(super) fn discard(running: Running) {
-    let _ = rustix::process::pidfd_send_signal(&running.created.pidfd, Signal::KILL);
-    let _ = exit_code(&running.created);
+    end(&running.created);
     let _ = running.delete();
+}
+
+/// Kill and reap a process.
+pub(super) fn end(process: &Created) {
+    let _ = rustix::process::pidfd_send_signal(&process.pidfd, Signal::KILL);
+    let _ = exit_code(process);
 }
 
 /// The master of the process's terminal, between our own streams.

@@ -4,24 +4,56 @@ use std::fs::OpenOptions;
 use std::io::Write;
 
 use hull_runtime::container::timestamp;
+use hull_runtime::error::{Error, Result};
 
 use super::args::Args;
 
+const FORMATS: [&str; 2] = ["text", "json"];
+
+/// The log is one that can be written.
+pub(super) fn check(global: &Args) -> Result<()> {
+    if let Some(format) = global.value("log-format").filter(|format| !FORMATS.contains(format)) {
+        return Err(Error::invalid(format!(
+            "--log-format: {format:?} is neither text nor json"
+        )));
+    }
+    match global.value("log").and_then(|log| log.split_once(':')) {
+        Some((kind @ ("journald" | "syslog"), _)) => Err(Error::invalid(format!(
+            "--log: {kind} is not supported, give the name of a file"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Report a failure to whoever reads: standard error, and the log file if there is one.
 pub(super) fn error(global: &Args, message: &str) {
-    let json = global.value("log-format") == Some("json");
-    if let Some(path) = global.value("log").filter(|path| !path.is_empty())
-        && let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path)
-    {
-        let _ = writeln!(file, "{}", line(json, message, &timestamp()));
-    }
+    append(global, "error", message);
     eprintln!("hull-runtime: {message}");
 }
 
-fn line(json: bool, message: &str, time: &str) -> String {
+/// With `--debug`, say what is being done.
+pub(super) fn debug(global: &Args, message: &str) {
+    if global.is_set("debug") || global.value("log-level") == Some("debug") {
+        append(global, "debug", message);
+    }
+}
+
+fn append(global: &Args, level: &str, message: &str) {
+    let json = global.value("log-format") == Some("json");
+    let Some(path) = global.value("log").map(|log| log.strip_prefix("file:").unwrap_or(log)) else {
+        return;
+    };
+    if let Some(path) = Some(path).filter(|path| !path.is_empty())
+        && let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path)
+    {
+        let _ = file.write_all(line(json, level, message, &timestamp()).as_bytes());
+    }
+}
+
+fn line(json: bool, level: &str, message: &str, time: &str) -> String {
     match json {
-        true => serde_json::json!({"level": "error", "msg": message, "time": time}).to_string(),
-        false => format!("time={time:?} level=error msg={message:?}"),
+        true => serde_json::json!({"level": level, "msg": message, "time": time}).to_string() + "\n",
+        false => format!("time={time:?} level={level} msg={message:?}\n"),
     }
 }
 
@@ -31,7 +63,7 @@ mod tests {
 
     #[test]
     fn engines_can_parse_the_line() {
-        let line = line(true, "no \"rootfs\"", "2026-01-01T00:00:00Z");
+        let line = line(true, "error", "no \"rootfs\"", "2026-01-01T00:00:00Z");
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["level"], "error");
         assert_eq!(value["msg"], "no \"rootfs\"");

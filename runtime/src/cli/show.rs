@@ -45,18 +45,18 @@ pub(super) fn list(root: &Path, arguments: &[String]) -> Result<i32> {
             serde_json::to_string(&states).map_err(|e| Error::system(format!("encode: {e}")))?
         ),
         "table" => {
-            println!("{:<36} {:<8} {:<9} {:<32} CREATED", "ID", "PID", "STATUS", "BUNDLE");
-            for state in states {
-                let status = format!("{:?}", state.status).to_lowercase();
-                println!(
-                    "{:<36} {:<8} {:<9} {:<32} {}",
-                    state.id,
-                    state.pid,
-                    status,
-                    state.bundle.display(),
-                    state.created
-                );
-            }
+            let row = |state: &container::State| {
+                [
+                    state.id.clone(),
+                    state.pid.to_string(),
+                    format!("{:?}", state.status).to_lowercase(),
+                    state.bundle.display().to_string(),
+                    state.created.clone(),
+                    state.owner.clone(),
+                ]
+            };
+            let rows: Vec<_> = states.iter().map(row).collect();
+            super::table::print(["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"], &rows);
         }
         other => return Err(Error::invalid(format!("invalid format option: {other:?}"))),
     }
@@ -70,10 +70,12 @@ pub(super) fn ps(root: &Path, arguments: &[String]) -> Result<i32> {
         interspersed: false,
     };
     let args = PS.parse(arguments)?;
-    let pids = container::processes(root, args.operand(0, "the container's ID")?)?;
+    let (id, options) = (args.operand(0, "the container's ID")?, &args.operands[1..]);
+    let options = options.strip_prefix(&["--".to_owned()]).unwrap_or(options);
+    let pids = container::processes(root, id)?;
     match args.value("format").unwrap_or("table") {
         "json" => println!("{}", serde_json::json!(pids)),
-        "table" => table(&pids, &args.operands[1..])?,
+        "table" => table(&pids, options)?,
         other => return Err(Error::invalid(format!("invalid format option: {other:?}"))),
     }
     Ok(0)
@@ -163,9 +165,20 @@ fn template(rootless: bool) -> serde_json::Value {
         },
         "root": {"path": "rootfs", "readonly": true},
         "hostname": "hull",
-        "mounts": defaults::mounts(),
+        "mounts": mounts(rootless),
         "linux": linux
     })
+}
+
+/// Who maps one user only cannot give a mount to another.
+fn mounts(rootless: bool) -> Vec<spec::Mount> {
+    let mut mounts = defaults::mounts();
+    for mount in mounts.iter_mut().filter(|_| rootless) {
+        if let Some(options) = mount.options_mut() {
+            options.retain(|option| !option.starts_with("gid=") && !option.starts_with("uid="));
+        }
+    }
+    mounts
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ use rustix::net::{
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 use super::record::{self, Directory, Inherited, Record, RecordFile, START_SOCKET};
-use super::{CreateOptions, Created, prepare};
+use super::{CreateOptions, Created, notify, prepare};
+use crate::cgroup::systemd::Scope;
 use crate::cgroup::{Cgroup, Hierarchy};
 use crate::error::{Error, Kind, Result};
 use crate::fault::Fault;
@@ -62,20 +63,36 @@ fn make(options: CreateOptions, start: bool) -> Result<(Created, Directory, Reco
     let bundle = std::path::absolute(options.bundle)
         .map_err(|e| Error::os(format!("bundle {}", options.bundle.display()), e))?;
     record::check_id(options.id)?;
-    let (spec, mut plan, filter) = plan(&bundle, options.root)?;
+    let (spec, mut plan, filter) = plan(&bundle, &options)?;
     super::lsm::check(&mut plan)?;
     check_terminal(&plan.process, &options)?;
+    super::rootless::enter(&mut plan.namespaces)?;
     let hierarchy = Hierarchy::find()?;
     let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
-    let cgroup = hierarchy.container(cgroups_path, options.id)?;
+    let scope = match options.systemd_cgroup {
+        true => Some(Scope::new(cgroups_path, options.id)?),
+        false => None,
+    };
+    let cgroup = match &scope {
+        Some(scope) => Cgroup::at(scope.dir(&hierarchy)?),
+        None => hierarchy.container(cgroups_path, options.id)?,
+    };
     let (directory, lock) = Directory::make(options.root, options.id)?;
     let mut unfinished = Unfinished {
         directory: Some(&directory),
         cgroup: None,
     };
-    let record = new_record(spec, &plan, &options, bundle, &cgroup);
+    if options.notify {
+        notify::prepare(options.root, options.id)?;
+    }
+    // systemd makes it otherwise, around the init.
+    let ours = scope.is_none() || !plan.namespaces.has(libc::CLONE_NEWCGROUP);
+    let mut record = new_record(spec, &plan, &options, bundle, &cgroup);
+    record.scope = scope;
     let file = directory.save(&record)?;
-    cgroup.create(&hierarchy)?;
+    if ours {
+        create_group(&cgroup, &hierarchy, &plan)?;
+    }
     unfinished.cgroup = Some(&cgroup);
     let container = Container {
         directory: &directory,
@@ -92,6 +109,20 @@ fn make(options: CreateOptions, start: bool) -> Result<(Created, Directory, Reco
     Ok((created, directory, record))
 }
 
+/// A user without a group of his own to divide can run containers all the same, unless they ask for limits.
+fn create_group(cgroup: &Cgroup, hierarchy: &Hierarchy, plan: &Plan) -> Result<()> {
+    match cgroup.create(hierarchy) {
+        Err(error) if matches!(error.errno(), Some(libc::EACCES | libc::EPERM | libc::EROFS)) => {
+            let dispensable = plan.limits.settings().iter().all(|setting| setting.dispensable);
+            match dispensable && super::rootless::in_user_namespace() {
+                true => Ok(()),
+                false => Err(error.context("limits need a cgroup that is delegated to this user")),
+            }
+        }
+        other => other,
+    }
+}
+
 /// What exists of a container before its init does.
 struct Container<'a> {
     directory: &'a Directory,
@@ -105,24 +136,41 @@ struct Container<'a> {
 }
 
 /// Configuration and plan; the filter of a profile that was met before is taken as it was compiled then.
-fn plan(bundle: &Path, root: &Path) -> Result<(spec::Spec, Plan, Option<Entry>)> {
+fn plan(bundle: &Path, options: &CreateOptions) -> Result<(spec::Spec, Plan, Option<Entry>)> {
     let config = Config::read(bundle)?;
     let Some(profile) = config.seccomp() else {
-        let spec = config.parse()?;
+        let spec = extended(config.parse()?, options);
         let plan = Plan::new(&spec, bundle)?;
         return Ok((spec, plan, None));
     };
-    let entry = Entry::new(root, profile);
+    let entry = Entry::new(options.root, profile);
     if let Some(filter) = entry.load() {
-        let spec = config.parse_without(profile)?;
+        let spec = extended(config.parse_without(profile)?, options);
         let mut plan = Plan::new(&spec, bundle)?;
         plan.process.seccomp = Some(filter);
         return Ok((spec, plan, Some(entry)));
     }
-    let spec = config.parse()?;
+    let spec = extended(config.parse()?, options);
     let plan = Plan::new(&spec, bundle)?;
     let stored = plan.process.seccomp.as_ref().map(|filter| entry.store(filter));
     Ok((spec, plan, stored.is_some_and(|stored| stored.is_ok()).then_some(entry)))
+}
+
+/// The configuration with what the caller adds to it.
+fn extended(mut spec: spec::Spec, options: &CreateOptions) -> spec::Spec {
+    if options.environment.is_empty() && !options.notify {
+        return spec;
+    }
+    let mut environment = options.environment.clone();
+    if options.notify {
+        let (mount, variable) = notify::announce(options.root, options.id);
+        spec.mounts_mut().get_or_insert_default().push(mount);
+        environment.push(variable);
+    }
+    if let Some(process) = spec.process_mut() {
+        process.env_mut().get_or_insert_default().extend(environment);
+    }
+    spec
 }
 
 /// Undoes an unfinished `create`.
@@ -168,6 +216,7 @@ fn new_record(mut spec: spec::Spec, plan: &Plan, options: &CreateOptions, bundle
             .collect(),
         inherited: spec.linux().as_ref().map(Inherited::new).unwrap_or_default(),
         resctrl: plan.rdt.is_some(),
+        scope: None,
         pid: 0,
         start_time: 0,
         cgroup: cgroup.dir().to_path_buf(),
@@ -190,10 +239,7 @@ fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bo
             ..state.clone()
         }),
     };
-    let (creating, created) = (
-        hook_state(super::Status::Creating),
-        hook_state(super::Status::Created),
-    );
+    let (creating, created) = (hook_state(super::Status::Creating), hook_state(super::Status::Created));
     let console = match (plan.process.terminal, options.console, options.console_socket) {
         (false, ..) => Console::None,
         (true, Some(slave), _) => Console::Slave(slave),
@@ -228,8 +274,15 @@ fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bo
         in_user_namespace: Cell::new(false),
         plan,
     };
-    let group = cgroup.open()?;
-    let child = clone(&init, group.as_fd())?;
+    let group = match container.record.scope {
+        None => match cgroup.open() {
+            // Only a user without a group of his own goes without.
+            Err(error) if error.errno() == Some(libc::ENOENT) && super::rootless::in_user_namespace() => None,
+            other => Some(other?),
+        },
+        Some(_) => None,
+    };
+    let child = clone(&init, group.as_ref().map(AsFd::as_fd))?;
     let (pid, pidfd, in_group) = match child {
         Cloned::Child => init::run(init),
         Cloned::Parent { pid, pidfd, in_group } => (pid, pidfd, in_group),
@@ -243,9 +296,17 @@ fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bo
         ..
     } = init;
     drop(sync);
+    let mut said = None;
     let mut raise = || {
-        if !in_group {
-            cgroup.add(pid)?;
+        match &container.record.scope {
+            Some(scope) => scope.start(
+                &container.record.id,
+                pid,
+                &plan.limits,
+                container.record.annotations.iter(),
+            )?,
+            None if !in_group && group.is_some() => cgroup.add(pid)?,
+            None => (),
         }
         let network = network.then_some(proc.as_fd());
         let console = accompany(&ours, pid, &plan, &creating, &mut container, network)?;
@@ -255,6 +316,9 @@ fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bo
             write_pid_file(path, pid)?;
         }
         if start {
+            if options.notify {
+                said = notify::listen_for(options.root, options.id)?;
+            }
             super::lifecycle::release(&ours, container.directory, &container.record)?;
             drop(container.lock.take());
             super::lifecycle::started(container.directory, &container.record)?;
@@ -268,6 +332,7 @@ fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bo
                 pidfd,
                 start_time: container.record.start_time,
                 console,
+                notify: said,
             };
             Ok((created, container.record))
         }
@@ -327,7 +392,9 @@ fn accompany(
 /// it must belong to the child's user namespace, nor where hooks must find it made before the mounts.
 fn makes_network(plan: &Plan) -> bool {
     let namespaces = &plan.namespaces;
-    namespaces.makes(libc::CLONE_NEWNET) && !namespaces.has(libc::CLONE_NEWUSER) && !plan.meets()
+    // In a user namespace there would be no way back: the own network namespace belongs to another.
+    let returns = || !super::rootless::in_user_namespace();
+    namespaces.makes(libc::CLONE_NEWNET) && !namespaces.has(libc::CLONE_NEWUSER) && !plan.meets() && returns()
 }
 
 /// Make the network namespace, say `GO` with it, and set it up while the child goes on.
@@ -362,7 +429,11 @@ fn send_network(socket: &OwnedFd, network: BorrowedFd) -> Result<()> {
 /// Everything about the container that is not made by its init: limits, devices, what `state` and `exec` will read.
 fn furnish(pid: i32, plan: &Plan, container: &mut Container) -> Result<()> {
     container.cgroup.apply(&plan.limits)?;
-    container.cgroup.attach_devices(&plan.limits)?;
+    match container.cgroup.attach_devices(&plan.limits) {
+        // Nodes can neither be made nor opened with the rights of a user namespace: there is nothing to deny.
+        Err(_) if super::rootless::in_user_namespace() => (),
+        other => other?,
+    }
     if let Some(owner) = plan.cgroup_owner {
         container.cgroup.give_to(owner)?;
     }
@@ -432,7 +503,7 @@ enum Cloned {
     Parent { pid: i32, pidfd: OwnedFd, in_group: bool },
 }
 
-fn clone(init: &Init, group: BorrowedFd) -> Result<Cloned> {
+fn clone(init: &Init, group: Option<BorrowedFd>) -> Result<Cloned> {
     let namespaces = &init.plan.namespaces;
     let flags = (namespaces.new & init::BORN_INTO) as u64;
     let joined = |kind| namespaces.join.iter().position(|join| join.kind == kind);
@@ -445,7 +516,7 @@ fn clone(init: &Init, group: BorrowedFd) -> Result<Cloned> {
 
 /// The new pid namespace must belong to a user namespace that we cannot enter and leave again: a process between us goes
 /// there and makes the init, which becomes our own child.
-fn clone_in_user_namespace(init: &Init, user: BorrowedFd, flags: u64, group: BorrowedFd) -> Result<Cloned> {
+fn clone_in_user_namespace(init: &Init, user: BorrowedFd, flags: u64, group: Option<BorrowedFd>) -> Result<Cloned> {
     let what = "make the container's init in a joined user namespace";
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| Error::os(what, e))?;
     let (between, in_group) = match clone_into(0, group)? {
@@ -478,11 +549,12 @@ fn clone_in_user_namespace(init: &Init, user: BorrowedFd, flags: u64, group: Bor
     Ok(Cloned::Parent { pid, pidfd, in_group })
 }
 
-fn clone_into(flags: u64, group: BorrowedFd) -> Result<Cloned> {
+/// A child, in `group` if there is one and the kernel lets it be born there.
+fn clone_into(flags: u64, group: Option<BorrowedFd>) -> Result<Cloned> {
     // SAFETY: the callers of the container API are single-threaded, and the child makes only system calls.
-    let mut result = unsafe { syscall::clone3(flags, Some(group)) };
-    let in_group = !matches!(result, Err(Errno::OPNOTSUPP | Errno::BUSY | Errno::TOOBIG));
-    if !in_group {
+    let mut result = unsafe { syscall::clone3(flags, group) };
+    let in_group = group.is_some() && !matches!(result, Err(Errno::OPNOTSUPP | Errno::BUSY | Errno::TOOBIG));
+    if group.is_some() && !in_group {
         // SAFETY: as above.
         result = unsafe { syscall::clone3(flags, None) };
     }
@@ -504,7 +576,11 @@ pub(super) fn in_pid_namespace<T>(namespace: Option<BorrowedFd>, clone: impl FnO
     let own_pid = std::process::id();
     let result = clone();
     if std::process::id() == own_pid {
-        syscall::setns(own.as_fd(), libc::CLONE_NEWPID).map_err(|e| Error::os("return to the own pid namespace", e))?;
+        match syscall::setns(own.as_fd(), libc::CLONE_NEWPID) {
+            // A user cannot return to where only root may go; this process makes no other child.
+            Err(Errno::PERM) if super::rootless::in_user_namespace() => (),
+            other => other.map_err(|e| Error::os("return to the own pid namespace", e))?,
+        }
     }
     result
 }
@@ -541,6 +617,11 @@ fn may_lower_score() -> bool {
 /// Kill the child and reap it.
 pub(super) fn end(pidfd: BorrowedFd) {
     let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+    reap(pidfd);
+}
+
+/// Wait for the child's end.
+pub(super) fn reap(pidfd: BorrowedFd) {
     while matches!(
         rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED),
         Err(Errno::INTR)
@@ -578,14 +659,14 @@ pub(super) fn start_address(directory: &OwnedFd) -> std::result::Result<SocketAd
     SocketAddrUnix::new(format!("/proc/self/fd/{}/{START_SOCKET}", directory.as_raw_fd()))
 }
 
-/// Connect to an engine's console socket.
+/// Connect to an engine's socket: for a console, or a pidfd.
 pub(super) fn connect(path: &Path) -> Result<OwnedFd> {
     let connect = || {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
         Ok(socket)
     };
-    connect().map_err(|e: Errno| Error::os(format!("connect to the console socket {}", path.display()), e))
+    connect().map_err(|e: Errno| Error::os(format!("connect to {}", path.display()), e))
 }
 
 pub(super) fn keyring(id: &str, keep: bool) -> Result<Option<CString>> {
@@ -595,6 +676,19 @@ pub(super) fn keyring(id: &str, keep: bool) -> Result<Option<CString>> {
             .map(Some)
             .map_err(|_| Error::new(Kind::Invalid, "id contains NUL")),
     }
+}
+
+/// Send a pidfd to whoever listens at `path`.
+pub(super) fn send_pidfd(path: &Path, pidfd: BorrowedFd) -> Result<()> {
+    let socket = connect(path)?;
+    let fds = [pidfd];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let parts = [std::io::IoSlice::new(b"pidfd")];
+    rustix::net::sendmsg(&socket, &parts, &mut control, SendFlags::NOSIGNAL)
+        .map(drop)
+        .map_err(|e| Error::os(format!("send the pidfd to {}", path.display()), e))
 }
 
 /// Write a pid file in one step, as engines expect it: no newline.

@@ -43,6 +43,7 @@ pub fn exec(root: &Path, id: &str, mut options: ExecOptions) -> Result<Created> 
     let directory = Directory::new(root, id)?;
     let record = directory.load()?;
     let target = target(&directory, &record, options.ignore_paused)?;
+    super::rootless::follow(target.as_fd(), record.namespaces)?;
     let pid_file = options.pid_file;
     let cgroup = match options.cgroup {
         Some(below) => Cgroup::at(record.cgroup.join(below)),
@@ -87,6 +88,7 @@ fn plan(process: &spec::Process, directory: &Directory, record: &Record) -> Resu
     let mut plan = ProcessPlan::new(process, directory.load_filter()?)?;
     plan.personality = inherited.personality.as_ref().map(plan::personality).transpose()?;
     plan.memory_policy = inherited.memory_policy.as_ref().map(MemoryPolicy::new).transpose()?;
+    plan.keep_groups = plan::keeps_groups(record.annotations.get(plan::KEEP_GROUPS));
     super::lsm::check_process(&mut plan)?;
     Ok(plan)
 }
@@ -135,6 +137,7 @@ fn accompany(
             pidfd,
             start_time,
             console,
+            notify: None,
         }),
         Err(error) => {
             end(pidfd.as_fd());
@@ -207,6 +210,8 @@ fn clone_into(record: &Record, cgroup: &Cgroup) -> Result<Fork> {
     };
     match attempt(cgroup) {
         Err(error) if matches!(error.errno(), Some(libc::EBUSY | libc::EOPNOTSUPP)) => attempt(&group_of(record)?),
+        // A user's container that has no group of its own.
+        Err(error) if error.errno() == Some(libc::ENOENT) && !Cgroup::at(&record.cgroup).exists() => clone(None),
         other => other,
     }
 }

@@ -152,7 +152,11 @@ fn send(pidfd: &OwnedFd, signal: i32) -> std::result::Result<(), Errno> {
 fn kill_all(record: &Record, signal: i32) -> Result<()> {
     let cgroup = Cgroup::at(&record.cgroup);
     if !cgroup.exists() {
-        return Err(wrong_state(format!("container not running: {}", record.id)));
+        // A user's container without a group: its init takes the others of its pid namespace along.
+        let pidfd = record.pidfd().filter(|pidfd| send(pidfd, signal).is_ok());
+        return pidfd
+            .map(drop)
+            .ok_or_else(|| wrong_state(format!("container not running: {}", record.id)));
     }
     if signal == libc::SIGKILL {
         return cgroup.kill();
@@ -216,6 +220,9 @@ pub(super) fn remove(directory: &Directory, record: &Record) -> Result<()> {
     if !removed {
         cgroup.remove()?;
     }
+    if let Some(scope) = &record.scope {
+        scope.stop();
+    }
     if record.resctrl {
         super::rdt::remove(directory.load_resctrl());
     }
@@ -272,6 +279,11 @@ pub fn resume(root: &Path, id: &str) -> Result<()> {
 fn freeze(root: &Path, id: &str, frozen: bool) -> Result<()> {
     let directory = Directory::new(root, id)?;
     let record = directory.load()?;
+    if !Cgroup::at(&record.cgroup).exists() && record.is_alive() {
+        return Err(Error::system(format!(
+            "container {id} has no cgroup, which pause and resume need: delegate one to this user"
+        )));
+    }
     match (directory.status(&record), frozen) {
         (Status::Running | Status::Created, true) | (Status::Paused, false) => {
             Cgroup::at(&record.cgroup).freeze(frozen)
@@ -288,14 +300,20 @@ pub fn update(root: &Path, id: &str, resources: &spec::LinuxResources) -> Result
     if directory.status(&record) == Status::Stopped {
         return Err(wrong_state(format!("container not running: {id}")));
     }
-    crate::cgroup::update(&Cgroup::at(&record.cgroup), resources).map(drop)
+    let limits = crate::cgroup::update(&Cgroup::at(&record.cgroup), resources)?;
+    match &record.scope {
+        Some(scope) => scope.set(&limits),
+        None => Ok(()),
+    }
 }
 
 /// Processes in the container's cgroup, as host pids.
 pub fn processes(root: &Path, id: &str) -> Result<Vec<i32>> {
-    let cgroup = cgroup(root, id)?;
+    let record = Directory::new(root, id)?.load()?;
+    let cgroup = Cgroup::at(&record.cgroup);
     match cgroup.exists() {
         true => cgroup.processes(),
+        false if record.is_alive() => Ok(vec![record.pid]),
         false => Ok(Vec::new()),
     }
 }

@@ -55,8 +55,12 @@ impl Agent {
             state,
         };
         let text = serde_json::to_vec(&process).map_err(|e| Error::system(format!("encode: {e}")))?;
-        self.send(&text, listener)
-            .map_err(|e| Error::os(format!("send the seccomp listener to the agent {}", self.path.display()), e))
+        self.send(&text, listener).map_err(|e| {
+            Error::os(
+                format!("send the seccomp listener to the agent {}", self.path.display()),
+                e,
+            )
+        })
     }
 
     fn send(&self, text: &[u8], listener: BorrowedFd) -> std::io::Result<()> {

@@ -24,7 +24,9 @@ pub(super) fn check_process(process: &mut ProcessPlan) -> Result<()> {
     if process.selinux.is_some() && !has_selinux() {
         return Err(absent("process.selinuxLabel", "SELinux"));
     }
-    let Some(profile) = &process.apparmor else { return Ok(()) };
+    let Some(profile) = &process.apparmor else {
+        return Ok(());
+    };
     if has_apparmor() {
         return Ok(());
     }

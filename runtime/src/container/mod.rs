@@ -8,12 +8,15 @@ mod lifecycle;
 mod listener;
 mod lsm;
 mod net_devices;
+mod notify;
 mod prepare;
 mod rdt;
 mod record;
+mod rootless;
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +28,7 @@ pub use create::{Running, create, run};
 pub(crate) use exec::Entry;
 pub use exec::{base_process, exec};
 pub use lifecycle::{cgroup, delete, kill, list, pause, processes, resume, start, state, update};
+pub use notify::listen_for;
 pub use record::now as timestamp;
 
 /// The three standard streams of a container's process.
@@ -62,6 +66,12 @@ pub struct CreateOptions<'a> {
     pub no_new_keyring: bool,
     /// chroot instead of pivot_root: only for a root file system that is an initramfs.
     pub no_pivot: bool,
+    /// `NAME=value` for the process's environment, besides the configuration's.
+    pub environment: Vec<String>,
+    /// Give the container a socket to say on that it is ready, see [`listen_for`].
+    pub notify: bool,
+    /// The cgroup is a scope of systemd, which `linux.cgroupsPath` names as `slice:prefix:name`.
+    pub systemd_cgroup: bool,
 }
 
 impl<'a> CreateOptions<'a> {
@@ -78,6 +88,9 @@ impl<'a> CreateOptions<'a> {
             preserve_fds: 0,
             no_new_keyring: false,
             no_pivot: false,
+            environment: Vec::new(),
+            notify: false,
+            systemd_cgroup: false,
         }
     }
 }
@@ -93,6 +106,13 @@ pub struct Created {
     pub start_time: u64,
     /// Master of the terminal, where the process has one and no socket took it.
     pub console: Option<OwnedFd>,
+    /// Where a container that was run with `notify` will say that it is ready.
+    pub notify: Option<UnixDatagram>,
+}
+
+/// Send a pidfd to whoever listens at `path`, with the text runc sends.
+pub fn send_pidfd(path: &Path, pidfd: BorrowedFd) -> Result<()> {
+    create::send_pidfd(path, pidfd)
 }
 
 /// What `exec` needs; start from [`ExecOptions::new`].

@@ -50,8 +50,12 @@ pub(super) fn move_in(pid: i32, devices: &[NetDevice]) -> Result<()> {
     syscall::setns(theirs.as_fd(), libc::CLONE_NEWNET)
         .map_err(|e| Error::os("enter the container's network namespace", e))?;
     let result = moved.iter().try_for_each(|(device, addresses)| {
-        bring_up(device, addresses)
-            .map_err(|e| Error::os(format!("linux.netDevices: set up {} in the container", Shown(&device.name)), e))
+        bring_up(device, addresses).map_err(|e| {
+            Error::os(
+                format!("linux.netDevices: set up {} in the container", Shown(&device.name)),
+                e,
+            )
+        })
     });
     syscall::setns(own.as_fd(), libc::CLONE_NEWNET).map_err(|e| Error::os("return to the own network namespace", e))?;
     result
@@ -154,7 +158,9 @@ fn answers(socket: BorrowedFd, mut each: impl FnMut(u16, &[u8])) -> Sys<()> {
             match i32::from(kind) {
                 libc::NLMSG_DONE => return Ok(()),
                 libc::NLMSG_ERROR => {
-                    let code = payload.first_chunk().map_or(-libc::EIO, |code| i32::from_ne_bytes(*code));
+                    let code = payload
+                        .first_chunk()
+                        .map_or(-libc::EIO, |code| i32::from_ne_bytes(*code));
                     return match code {
                         0 => Ok(()),
                         code => Err(Errno::from_raw_os_error(-code)),
@@ -172,7 +178,11 @@ fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     let payload = bytes.get(HEADER..length)?;
-    Some((kind, payload, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+    Some((
+        kind,
+        payload,
+        bytes.get(length.next_multiple_of(4)..).unwrap_or_default(),
+    ))
 }
 
 /// Permanent addresses of global scope: what RTM_NEWADDR takes, but for the index.
@@ -198,7 +208,10 @@ fn kept(payload: &[u8], index: u32) -> Option<Vec<u8>> {
     }
     let mut all_flags = flags;
     let mut kept = address.to_vec();
-    while let Some(length) = attributes.first_chunk().map(|length| u16::from_ne_bytes(*length) as usize) {
+    while let Some(length) = attributes
+        .first_chunk()
+        .map(|length| u16::from_ne_bytes(*length) as usize)
+    {
         let whole = attributes.get(..length)?;
         let kind = u16::from_ne_bytes(whole.get(2..4)?.try_into().ok()?);
         let value = whole.get(ATTRIBUTE..)?;

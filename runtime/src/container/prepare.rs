@@ -138,9 +138,21 @@ fn bind(plan: &Plan, mount: &MountPlan, cgroup: &Cgroup) -> Result<Option<(Owned
     };
     let what = || format!("bind mount {} on /{}", path.display(), Shown(&mount.target));
     let tree = open_tree(path, recursive).map_err(|e| Error::os(what(), e))?;
+    if mount.must_be_proc && !is_procfs(tree.as_fd()) {
+        return Err(Error::invalid(format!(
+            "{}: nothing but a procfs can be mounted over /proc or inside /proc",
+            what()
+        )));
+    }
     let kind = rustix::fs::fstat(&tree).map_err(|e| Error::os(what(), e))?.st_mode;
     configure(plan, mount, tree.as_fd()).map_err(|e| e.context(what()))?;
     Ok(Some((tree, FileType::from_raw_mode(kind) == FileType::Directory)))
+}
+
+/// The root of a procfs, not of a part of one.
+fn is_procfs(tree: BorrowedFd) -> bool {
+    rustix::fs::fstatfs(tree).is_ok_and(|stat| stat.f_type as u64 == PROC_SUPER_MAGIC)
+        && rustix::fs::fstat(tree).is_ok_and(|stat| stat.st_ino == PROC_ROOT_INO)
 }
 
 fn configure(plan: &Plan, mount: &MountPlan, tree: BorrowedFd) -> Result<()> {
@@ -213,7 +225,8 @@ pub(super) fn write_maps(pid: i32, uids: &str, gids: &str) -> Result<()> {
 
 /// The host's device nodes as detached mounts, for a container that may not make nodes.
 pub(super) fn devices(plan: &Plan) -> Result<Vec<OwnedFd>> {
-    if !plan.namespaces.has(libc::CLONE_NEWUSER) || !plan.populate_dev {
+    let may_make = !plan.namespaces.has(libc::CLONE_NEWUSER) && !super::rootless::in_user_namespace();
+    if may_make || !plan.populate_dev {
         return Ok(Vec::new());
     }
     plan.devices.iter().map(device).collect()

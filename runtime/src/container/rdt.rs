@@ -10,8 +10,7 @@ use crate::plan::rdt::Rdt;
 
 /// Put process `pid` of container `id` into its class; a directory that was made for it comes back.
 pub(super) fn join(rdt: &Rdt, id: &str, pid: i32) -> Result<Option<PathBuf>> {
-    let mounts =
-        fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::os("read /proc/self/mountinfo", e))?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::os("read /proc/self/mountinfo", e))?;
     let mount = mounted_at(&mounts).ok_or_else(|| {
         Error::invalid(
             "linux.intelRdt is set, but no resctrl file system is mounted: \
@@ -24,7 +23,8 @@ pub(super) fn join(rdt: &Rdt, id: &str, pid: i32) -> Result<Option<PathBuf>> {
 fn mounted_at(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (fields, kind) = line.split_once(" - ")?;
-        kind.starts_with("resctrl ").then(|| fields.split(' ').nth(4).map(PathBuf::from))?
+        kind.starts_with("resctrl ")
+            .then(|| fields.split(' ').nth(4).map(PathBuf::from))?
     })
 }
 
@@ -78,10 +78,15 @@ fn compare(class: &Path, schemata: &[String]) -> Result<()> {
         return Ok(());
     }
     let path = class.join("schemata");
-    let has = fs::read_to_string(&path).map_err(|e| Error::os(format!("linux.intelRdt: read {}", path.display()), e))?;
+    let has =
+        fs::read_to_string(&path).map_err(|e| Error::os(format!("linux.intelRdt: read {}", path.display()), e))?;
     let plain = |line: &str| line.chars().filter(|byte| !byte.is_whitespace()).collect::<String>();
     let has: Vec<String> = has.lines().map(plain).collect();
-    match schemata.iter().flat_map(|text| text.lines()).find(|line| !has.contains(&plain(line))) {
+    match schemata
+        .iter()
+        .flat_map(|text| text.lines())
+        .find(|line| !has.contains(&plain(line)))
+    {
         None => Ok(()),
         Some(line) => Err(Error::invalid(format!(
             "linux.intelRdt: the class {} exists with other schemata: {line:?} is not in it",
@@ -116,7 +121,11 @@ mod tests {
         let class = mount.path().join("web");
         assert_eq!(made.as_deref(), Some(&*class));
         assert_eq!(fs::read_to_string(class.join("tasks")).unwrap(), "42");
-        assert_eq!(fs::read_to_string(class.join("schemata")).unwrap(), "MB:0=20\n", "written last");
+        assert_eq!(
+            fs::read_to_string(class.join("schemata")).unwrap(),
+            "MB:0=20\n",
+            "written last"
+        );
     }
 
     #[test]

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::listener::Agent;
 use super::{State, Status};
 use crate::cgroup::Cgroup;
+use crate::cgroup::systemd::Scope;
 use crate::error::{Error, Kind, Result};
 use crate::seccomp::Filter;
 use crate::seccomp::cache::Entry;
@@ -66,6 +67,9 @@ pub(super) struct Record {
     /// What `exec` takes over from the configuration besides the process.
     #[serde(default, skip_serializing_if = "Inherited::is_empty")]
     pub inherited: Inherited,
+    /// The unit of systemd whose cgroup it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
     /// The container is in a class of resctrl; a link in its directory says what was made for it there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resctrl: bool,
@@ -431,6 +435,7 @@ mod tests {
             rootfs: "/b/rootfs".into(),
             no_new_keyring: false,
             inherited: Inherited::default(),
+            scope: None,
             resctrl: false,
             created: now(),
             annotations: BTreeMap::new(),

@@ -15,7 +15,13 @@ pub(crate) fn run(mut entry: Entry) -> ! {
     let fault = match prepare(&entry) {
         Ok(program) => {
             let report = entry.sync.as_fd();
-            process::execute(&mut entry.process, program, entry.proc.as_fd(), report, entry.preserve_fds)
+            process::execute(
+                &mut entry.process,
+                program,
+                entry.proc.as_fd(),
+                report,
+                entry.preserve_fds,
+            )
         }
         Err(fault) => fault,
     };

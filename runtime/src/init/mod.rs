@@ -152,7 +152,13 @@ fn execute(init: &mut Init, program: usize, starter: Option<&OwnedFd>) -> Fault 
         return fault;
     }
     let report = starter.unwrap_or(&init.sync).as_fd();
-    process::execute(&mut init.plan.process, program, init.proc.as_fd(), report, init.preserve_fds)
+    process::execute(
+        &mut init.plan.process,
+        program,
+        init.proc.as_fd(),
+        report,
+        init.preserve_fds,
+    )
 }
 
 /// Before anything that depends on the network or on the cgroup: wait until the parent has done its part of them.
@@ -282,7 +288,7 @@ pub(crate) fn be_born(init: &Init, user: BorrowedFd, flags: u64) -> Result<Optio
 }
 
 /// The ids of the caller are not mapped inside a user namespace: take those of its root.
-fn become_root() -> Step {
+pub(crate) fn become_root() -> Step {
     use rustix::process::{Gid, Uid};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)

@@ -137,8 +137,9 @@ fn confine(plan: &ProcessPlan, proc: BorrowedFd) -> Step {
         .explain(format_args!("apply the AppArmor profile ({})", Shown(profile)))?;
     }
     match &plan.selinux {
-        Some(label) => write(c"thread-self/attr/exec", label)
-            .explain(format_args!("apply the SELinux label {}", Shown(label))),
+        Some(label) => {
+            write(c"thread-self/attr/exec", label).explain(format_args!("apply the SELinux label {}", Shown(label)))
+        }
         None => Ok(()),
     }
 }
@@ -193,7 +194,9 @@ fn identity(plan: &ProcessPlan) -> Step {
     let sets = plan.capabilities.unwrap_or_default();
     drop_bounding(sets.bounding)?;
     syscall::prctl(libc::PR_SET_KEEPCAPS, 1, 0).explain(format_args!("PR_SET_KEEPCAPS"))?;
-    set_groups(&plan.groups)?;
+    if !plan.keep_groups {
+        set_groups(&plan.groups)?;
+    }
     let (uid, gid) = (Uid::from_raw(plan.uid), Gid::from_raw(plan.gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid).explain(format_args!("setgid {}", plan.gid))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).explain(format_args!("setuid {}", plan.uid))?;

@@ -310,11 +310,14 @@ pub(crate) fn file_system(
     source: &CStr,
     parameters: &[(std::ffi::CString, Option<std::ffi::CString>)],
 ) -> Step<OwnedFd> {
-    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).explain(format_args!(
-        "mount {} on {}: open the file system",
-        Shown(kind),
-        InRoot(&mount.target)
-    ))?;
+    let context = match rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC) {
+        Err(Errno::PERM) if kind == c"sysfs" => return host_sysfs(mount),
+        other => other.explain(format_args!(
+            "mount {} on {}: open the file system",
+            Shown(kind),
+            InRoot(&mount.target)
+        ))?,
+    };
     let result = configure(context.as_fd(), source, parameters).and_then(|()| {
         let attributes = MountAttrFlags::from_bits_retain(mount.attributes.set as u32);
         rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)

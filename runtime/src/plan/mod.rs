@@ -116,8 +116,21 @@ fn process(spec: &spec::Spec, linux: &spec::Linux) -> Result<ProcessPlan> {
     let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?.flatten();
     let mut plan = ProcessPlan::new(process, filter)?;
     plan.personality = linux.personality().as_ref().map(personality).transpose()?;
+    plan.keep_groups = keeps_groups(
+        spec.annotations()
+            .as_ref()
+            .and_then(|annotations| annotations.get(KEEP_GROUPS)),
+    );
     plan.memory_policy = linux.memory_policy().as_ref().map(MemoryPolicy::new).transpose()?;
     Ok(plan)
+}
+
+/// An annotation of crun's, which podman sets for `--group-add keep-groups`.
+pub(crate) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
+
+/// The annotation's value says so.
+pub(crate) fn keeps_groups(value: Option<&String>) -> bool {
+    value.is_some_and(|value| value == "1")
 }
 
 /// personality(2)'s argument.
@@ -167,7 +180,9 @@ fn cgroup_owner(spec: &spec::Spec, linux: &spec::Linux, namespaces: &Namespaces)
     let uid = spec.process().as_ref()?.user().uid();
     let mappings = linux.uid_mappings().as_deref().unwrap_or_default();
     let host = |map: &spec::LinuxIdMapping| {
-        let offset = uid.checked_sub(map.container_id()).filter(|&offset| offset < map.size())?;
+        let offset = uid
+            .checked_sub(map.container_id())
+            .filter(|&offset| offset < map.size())?;
         map.host_id().checked_add(offset)
     };
     match mappings.is_empty() {
@@ -283,7 +298,10 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_not_ignored() {
         assert!(refusal(|config| config["windows"] = json!({"layerFolders": []})).contains("windows"));
-        assert!(refusal(|config| config["linux"]["personality"] = json!({"domain": "LINUX", "flags": ["x"]})).contains("flag"));
+        assert!(
+            refusal(|config| config["linux"]["personality"] = json!({"domain": "LINUX", "flags": ["x"]}))
+                .contains("flag")
+        );
         assert!(refusal(|config| config["ociVersion"] = json!("2.0.0")).contains("2.0.0"));
         assert!(refusal(|config| config["linux"]["rootfsPropagation"] = json!("upwards")).contains("upwards"));
     }

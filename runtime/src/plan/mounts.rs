@@ -48,6 +48,8 @@ pub(crate) struct MountPlan {
     pub propagation: Option<Propagation>,
     /// It may lie on a procfs: the procfs itself and the few files that engines replace in it.
     pub on_proc: bool,
+    /// Its source must be a procfs: it takes the place of /proc.
+    pub must_be_proc: bool,
     /// Copy what the image has at the target into the new tmpfs.
     pub copy_up: bool,
     /// Owner mapping of the container's user namespace, or its own: (uid_map, gid_map).
@@ -107,7 +109,10 @@ impl MountPlan {
             false => file_system(mount, kind, &options)?,
         };
         let shown = target.to_string_lossy();
-        let on_proc = (kind == "proc" && target == Path::new("proc")) || REPLACEABLE_IN_PROC.contains(&&*shown);
+        // Who may not mount a procfs (a user namespace without a pid namespace) binds the host's.
+        let must_be_proc = bind && target == Path::new("proc");
+        let on_proc =
+            must_be_proc || (kind == "proc" && target == Path::new("proc")) || REPLACEABLE_IN_PROC.contains(&&*shown);
         if target.starts_with("proc") && !on_proc {
             return Err(Error::invalid(format!(
                 "mounts: {:?} cannot be mounted over: it is inside /proc",
@@ -120,6 +125,7 @@ impl MountPlan {
             attributes: options.attributes,
             propagation: options.propagation,
             on_proc,
+            must_be_proc,
             copy_up: options.copy_up,
             idmap: idmap(mount, &options)?,
         })
@@ -362,7 +368,13 @@ mod tests {
         };
         assert!(proc("/proc", "proc").unwrap().on_proc);
         assert!(proc("/proc/meminfo", "bind").unwrap().on_proc);
-        assert!(proc("/proc", "bind").unwrap_err().to_string().contains("inside /proc"));
+        assert!(proc("/proc", "bind").unwrap().must_be_proc);
+        assert!(
+            proc("/proc/sys", "bind")
+                .unwrap_err()
+                .to_string()
+                .contains("inside /proc")
+        );
         assert!(proc("/x/../proc/self", "tmpfs").is_err());
         assert!(proc("/", "tmpfs").unwrap_err().to_string().contains("root.path"));
     }

@@ -20,6 +20,8 @@ pub(crate) struct Join {
 pub(crate) struct Namespaces {
     /// CLONE_NEW flags of all namespaces that are new.
     pub new: i32,
+    /// CLONE_NEW flags of namespaces that the runtime itself is in already.
+    pub held: i32,
     /// Namespaces entered by path; a user namespace comes first.
     pub join: Vec<Join>,
     /// For a new user namespace: contents of uid_map and gid_map.
@@ -56,7 +58,7 @@ impl Namespaces {
 
     /// The container has its own (new or joined) namespace of this kind.
     pub fn has(&self, kind: i32) -> bool {
-        self.new & kind != 0 || self.join.iter().any(|join| join.kind == kind)
+        (self.new | self.held) & kind != 0 || self.join.iter().any(|join| join.kind == kind)
     }
 
     /// It is new.
@@ -66,7 +68,7 @@ impl Namespaces {
 
     /// Flags of all namespaces that a later `exec` has to enter.
     pub fn all(&self) -> i32 {
-        self.join.iter().fold(self.new, |all, join| all | join.kind)
+        self.join.iter().fold(self.new | self.held, |all, join| all | join.kind)
     }
 
     fn id_maps(&self, linux: &spec::Linux) -> Result<Option<(String, String)>> {
@@ -94,6 +96,8 @@ impl Namespaces {
             ));
         }
         let mut text = String::new();
+        let mut offsets: Vec<_> = offsets.iter().collect();
+        offsets.sort_by_key(|(clock, _)| *clock);
         for (clock, offset) in offsets {
             if clock != "monotonic" && clock != "boottime" {
                 return Err(Error::invalid(format!(

@@ -83,7 +83,13 @@ mod tests {
         let network = || serde_json::json!([{"type": "network"}]);
         assert!(devices(serde_json::json!([]), serde_json::json!({"eth7": {}})).is_err());
         assert!(devices(network(), serde_json::json!({"eth7": {"name": "a/b"}})).is_err());
-        assert!(devices(network(), serde_json::json!({"eth7": {"name": "x"}, "eth8": {"name": "x"}})).is_err());
+        assert!(
+            devices(
+                network(),
+                serde_json::json!({"eth7": {"name": "x"}, "eth8": {"name": "x"}})
+            )
+            .is_err()
+        );
         assert!(devices(network(), serde_json::json!({"a-name-that-is-too-long": {}})).is_err());
     }
 }

@@ -107,7 +107,12 @@ impl MemoryPolicy {
             let what = if takes_none { "takes no nodes" } else { "needs nodes" };
             return Err(Error::invalid(format!("linux.memoryPolicy: {} {what}", policy.mode())));
         }
-        let flags = policy.flags().iter().flatten().map(flag).fold(0, |all, flag| all | flag);
+        let flags = policy
+            .flags()
+            .iter()
+            .flatten()
+            .map(flag)
+            .fold(0, |all, flag| all | flag);
         Ok(MemoryPolicy {
             mode: mode | flags,
             nodes,
@@ -138,6 +143,11 @@ mod tests {
         assert_eq!(bind.unwrap().mode, 2 | 1 << 15);
         assert!(policy(serde_json::json!({"mode": "MPOL_INTERLEAVE"})).is_err());
         assert!(policy(serde_json::json!({"mode": "MPOL_LOCAL", "nodes": "0"})).is_err());
-        assert!(policy(serde_json::json!({"mode": "MPOL_PREFERRED"})).unwrap().nodes.is_none());
+        assert!(
+            policy(serde_json::json!({"mode": "MPOL_PREFERRED"}))
+                .unwrap()
+                .nodes
+                .is_none()
+        );
     }
 }

@@ -60,6 +60,8 @@ pub(crate) struct ProcessPlan {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
+    /// The caller's supplementary groups stay, `groups` is not set.
+    pub keep_groups: bool,
     pub umask: u32,
     pub capabilities: Option<caps::Sets>,
     pub no_new_privileges: bool,
@@ -110,6 +112,7 @@ impl ProcessPlan {
             uid: user.uid(),
             gid: user.gid(),
             groups: user.additional_gids().clone().unwrap_or_default(),
+            keep_groups: false,
             umask: user.umask().unwrap_or(DEFAULT_UMASK),
             capabilities: process.capabilities().as_ref().map(caps::Sets::new),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),

@@ -71,10 +71,28 @@ mod tests {
     #[test]
     fn sysctls_of_the_host_are_refused() {
         let ipc = || serde_json::json!([{"type": "ipc"}]);
-        assert!(sysctl("vm.swappiness", ipc()).unwrap_err().to_string().contains("change the host"));
-        assert_eq!(sysctl("kernel.shmmax", ipc()).unwrap()[0].0.as_c_str(), c"kernel/shmmax");
-        assert!(sysctl("net.ipv4.ip_forward", ipc()).unwrap_err().to_string().contains("network namespace"));
-        assert!(sysctl("kernel.hostname", ipc()).unwrap_err().to_string().contains("hostname"));
+        assert!(
+            sysctl("vm.swappiness", ipc())
+                .unwrap_err()
+                .to_string()
+                .contains("change the host")
+        );
+        assert_eq!(
+            sysctl("kernel.shmmax", ipc()).unwrap()[0].0.as_c_str(),
+            c"kernel/shmmax"
+        );
+        assert!(
+            sysctl("net.ipv4.ip_forward", ipc())
+                .unwrap_err()
+                .to_string()
+                .contains("network namespace")
+        );
+        assert!(
+            sysctl("kernel.hostname", ipc())
+                .unwrap_err()
+                .to_string()
+                .contains("hostname")
+        );
     }
 
     #[test]

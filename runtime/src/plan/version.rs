@@ -7,10 +7,14 @@ const MAJOR: u64 = 1;
 /// A configuration of another major version may mean something else by the same names. Minor versions only add.
 pub(super) fn check(version: &str) -> Result<()> {
     if version.is_empty() {
-        return Err(Error::invalid("config.json has no ociVersion, which it must have, e.g. \"1.2.0\""));
+        return Err(Error::invalid(
+            "config.json has no ociVersion, which it must have, e.g. \"1.2.0\"",
+        ));
     }
     let major = major(version).ok_or_else(|| {
-        Error::invalid(format!("ociVersion {version:?} is no Semantic Version (MAJOR.MINOR.PATCH, e.g. \"1.2.0\")"))
+        Error::invalid(format!(
+            "ociVersion {version:?} is no Semantic Version (MAJOR.MINOR.PATCH, e.g. \"1.2.0\")"
+        ))
     })?;
     match major == MAJOR {
         true => Ok(()),
@@ -53,7 +57,14 @@ mod tests {
 
     #[test]
     fn any_version_1_is_taken() {
-        for version in ["1.0.0", "1.0.2-dev", "1.3.0", "1.99.0", "1.0.0-rc.5+build.1", "1.1.0+dev"] {
+        for version in [
+            "1.0.0",
+            "1.0.2-dev",
+            "1.3.0",
+            "1.99.0",
+            "1.0.0-rc.5+build.1",
+            "1.1.0+dev",
+        ] {
             assert!(check(version).is_ok(), "{version}");
         }
     }
@@ -61,9 +72,26 @@ mod tests {
     #[test]
     fn others_and_nonsense_are_refused() {
         for version in ["0.2.0", "2.0.0", "10.0.0"] {
-            assert!(check(version).unwrap_err().to_string().contains("understands version 1"), "{version}");
+            assert!(
+                check(version)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("understands version 1"),
+                "{version}"
+            );
         }
-        for version in ["", "1", "1.0", "1.0.0.0", "1.x.0", "v1.0.0", "01.0.0", "1.0.0-", "1.0.0-a..b", " 1.0.0"] {
+        for version in [
+            "",
+            "1",
+            "1.0",
+            "1.0.0.0",
+            "1.x.0",
+            "v1.0.0",
+            "01.0.0",
+            "1.0.0-",
+            "1.0.0-a..b",
+            " 1.0.0",
+        ] {
             assert!(check(version).is_err(), "{version}");
         }
     }

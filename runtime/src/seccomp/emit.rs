@@ -20,13 +20,13 @@ const ENOSYS: u32 = 0x0005_0000 | libc::ENOSYS as u32;
 const MAX_INSTRUCTIONS: usize = 4096;
 
 // linux/filter.h
-const LOAD: u16 = 0x20;
-const AND: u16 = 0x54;
-const JUMP: u16 = 0x05;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_GREATER: u16 = 0x25;
-const JUMP_GREATER_EQUAL: u16 = 0x35;
-const RETURN: u16 = 0x06;
+pub(super) const LOAD: u16 = 0x20;
+pub(super) const AND: u16 = 0x54;
+pub(super) const JUMP: u16 = 0x05;
+pub(super) const JUMP_EQUAL: u16 = 0x15;
+pub(super) const JUMP_GREATER: u16 = 0x25;
+pub(super) const JUMP_GREATER_EQUAL: u16 = 0x35;
+pub(super) const RETURN: u16 = 0x06;
 
 // struct seccomp_data
 const NUMBER: u32 = 0;
@@ -282,36 +282,7 @@ pub(super) mod tests {
     pub const AUDIT_ARCH_X86_64: u32 = super::AUDIT_ARCH_X86_64;
     pub const AUDIT_ARCH_I386: u32 = super::AUDIT_ARCH_I386;
 
-    /// Runs the filter, as the kernel would.
-    pub fn run(program: &[sock_filter], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
-        let mut data = Vec::new();
-        data.extend(number.to_le_bytes());
-        data.extend(architecture.to_le_bytes());
-        data.extend([0; 8]);
-        arguments
-            .iter()
-            .for_each(|argument| data.extend(argument.to_le_bytes()));
-        let mut accumulator = 0u32;
-        let mut at = 0;
-        loop {
-            let step = program[at];
-            at += 1;
-            let mut branch = |taken: bool| at += usize::from(if taken { step.jt } else { step.jf });
-            match step.code {
-                LOAD => {
-                    let from = step.k as usize;
-                    accumulator = u32::from_le_bytes(data[from..from + 4].try_into().unwrap());
-                }
-                AND => accumulator &= step.k,
-                JUMP => at += step.k as usize,
-                JUMP_EQUAL => branch(accumulator == step.k),
-                JUMP_GREATER => branch(accumulator > step.k),
-                JUMP_GREATER_EQUAL => branch(accumulator >= step.k),
-                RETURN => return step.k,
-                other => panic!("unknown instruction {other:#x}"),
-            }
-        }
-    }
+    pub use super::super::interpreter::run;
 
     #[test]
     fn far_jumps_are_bridged() {

@@ -5,10 +5,14 @@
 mod allowed;
 pub(crate) mod cache;
 mod emit;
+#[cfg(any(test, fuzzing))]
+mod interpreter;
 mod profile;
 mod table;
 
 use emit::{Condition, Rule};
+#[cfg(any(test, fuzzing))]
+pub(crate) use interpreter::run;
 pub use profile::default_profile;
 
 use crate::error::{Error, Result};
@@ -133,9 +137,19 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Option<Filter>> {
 
 /// Some action is SCMP_ACT_NOTIFY; if so, the rest of the profile fits.
 fn notifies(profile: &LinuxSeccomp) -> Result<bool> {
-    let path = profile.listener_path().as_deref().filter(|path| !path.as_os_str().is_empty());
-    if path.is_none() && profile.listener_metadata().as_deref().is_some_and(|data| !data.is_empty()) {
-        return Err(Error::invalid("linux.seccomp: listenerMetadata is set without listenerPath"));
+    let path = profile
+        .listener_path()
+        .as_deref()
+        .filter(|path| !path.as_os_str().is_empty());
+    if path.is_none()
+        && profile
+            .listener_metadata()
+            .as_deref()
+            .is_some_and(|data| !data.is_empty())
+    {
+        return Err(Error::invalid(
+            "linux.seccomp: listenerMetadata is set without listenerPath",
+        ));
     }
     let calls = profile.syscalls().as_deref().unwrap_or_default();
     let notify = Action::ScmpActNotify;
@@ -143,11 +157,16 @@ fn notifies(profile: &LinuxSeccomp) -> Result<bool> {
         return Ok(false);
     }
     if path.is_none() {
-        return Err(Error::invalid("linux.seccomp: SCMP_ACT_NOTIFY needs listenerPath, the agent's socket"));
+        return Err(Error::invalid(
+            "linux.seccomp: SCMP_ACT_NOTIFY needs listenerPath, the agent's socket",
+        ));
     }
     // The process hands out the descriptor itself, under the filter.
     let passes = |action| matches!(action, Action::ScmpActAllow | Action::ScmpActLog);
-    let mut sending = calls.iter().filter(|call| call.names().iter().any(|name| name == "sendmsg")).peekable();
+    let mut sending = calls
+        .iter()
+        .filter(|call| call.names().iter().any(|name| name == "sendmsg"))
+        .peekable();
     let free = match sending.peek() {
         None => passes(profile.default_action()),
         Some(_) => sending.all(|call| passes(call.action()) && call.args().as_deref().unwrap_or_default().is_empty()),
@@ -382,8 +401,10 @@ mod tests {
                 .contains("listenerMetadata")
         );
         assert!(
-            refused(serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/s",
-                "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}))
+            refused(
+                serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/s",
+                "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]})
+            )
             .contains("sendmsg")
         );
         assert!(

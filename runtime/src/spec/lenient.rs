@@ -44,7 +44,12 @@ fn forgive(process: &mut Value) -> Vec<String> {
     };
     fields.entry("user").or_insert_with(|| serde_json::json!({}));
     let mut unknown: Vec<String> = Vec::new();
-    for set in fields.get_mut("capabilities").and_then(Value::as_object_mut).into_iter().flatten() {
+    for set in fields
+        .get_mut("capabilities")
+        .and_then(Value::as_object_mut)
+        .into_iter()
+        .flatten()
+    {
         let Some(names) = set.1.as_array_mut() else { continue };
         names.retain(|name| {
             let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
@@ -54,7 +59,9 @@ fn forgive(process: &mut Value) -> Vec<String> {
             known
         });
     }
-    let flags = fields.get_mut("scheduler").and_then(|scheduler| scheduler.get_mut("flags"));
+    let flags = fields
+        .get_mut("scheduler")
+        .and_then(|scheduler| scheduler.get_mut("flags"));
     for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
         if let Some((_, ours)) = SCHEDULER_FLAGS.iter().find(|(theirs, _)| flag == theirs) {
             *flag = Value::from(*ours);
@@ -90,7 +97,18 @@ mod tests {
     fn flags_are_read_as_the_specification_spells_them() {
         let text = r#"{"cwd":"/","user":{},"scheduler":{"policy":"SCHED_DEADLINE",
             "flags":["SCHED_FLAG_RESET_ON_FORK","SCHED_FLAG_DL_OVERRUN","SCHED_FLAG_RECLAIM"]}}"#;
-        assert_eq!(process(text).unwrap().scheduler().as_ref().unwrap().flags().as_ref().unwrap().len(), 3);
+        assert_eq!(
+            process(text)
+                .unwrap()
+                .scheduler()
+                .as_ref()
+                .unwrap()
+                .flags()
+                .as_ref()
+                .unwrap()
+                .len(),
+            3
+        );
     }
 
     #[test]

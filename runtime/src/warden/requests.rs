@@ -109,6 +109,7 @@ impl Warden {
             pidfd,
             start_time,
             console,
+            ..
         } = created;
         set_oom_score_adj(pid, oom_score_adj);
         container.record.process = Some(Process { pid, start_time });
@@ -250,6 +251,7 @@ impl Warden {
             pidfd,
             start_time,
             console,
+            ..
         } = started;
         let duplicate = pidfd
             .try_clone()

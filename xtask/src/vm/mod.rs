@@ -144,18 +144,28 @@ pub fn check(kit: &Kit, job: &Job) -> Result<String> {
 /// # Errors
 /// They are not built, or cannot be stripped.
 pub fn hull_binaries() -> Result<Vec<(String, PathBuf)>> {
-    let built = host::binaries()?;
-    let mut files = Vec::new();
-    for name in ["hull", "hull-runtime"] {
-        let stripped = host::workspace()
-            .join("target/vm")
-            .join(format!("{name}.{}", std::process::id()));
-        host::run(Command::new("strip").arg("-o").arg(&stripped).arg(built.join(name)))?;
-        let kept = stripped.with_extension("stripped");
-        std::fs::rename(&stripped, &kept).context("keep the stripped binary")?;
-        files.push((format!("/bin/{name}"), kept));
-    }
-    Ok(files)
+    ["hull", "hull-runtime"].into_iter().map(stripped).collect()
+}
+
+/// The runtime and its probe (runtime/examples) for a guest's `/bin`: all that a test of containers alone needs.
+///
+/// # Errors
+/// As [`hull_binaries`].
+pub fn runtime_binaries() -> Result<Vec<(String, PathBuf)>> {
+    ["hull-runtime", "examples/probe"].into_iter().map(stripped).collect()
+}
+
+/// One built program, named by its path below the build's directory.
+fn stripped(path: &str) -> Result<(String, PathBuf)> {
+    let built = host::binaries()?.join(path);
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let partial = host::workspace()
+        .join("target/vm")
+        .join(format!("{name}.{}", std::process::id()));
+    host::run(Command::new("strip").arg("-o").arg(&partial).arg(built))?;
+    let kept = partial.with_extension("stripped");
+    std::fs::rename(&partial, &kept).context("keep the stripped binary")?;
+    Ok((format!("/bin/{name}"), kept))
 }
 
 fn qemu(kit: &Kit, job: &Job, initramfs: &Path, console: &Path) -> Command {

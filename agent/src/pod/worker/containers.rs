@@ -194,7 +194,7 @@ impl Worker {
             id: id.to_owned(),
             config: self.records.bundle(id).join("config.json"),
             container: Arc::new(container.clone()),
-            ip: self.state.ips().first().copied().unwrap_or(self.host.ip),
+            ip: self.state.ips().first().copied().unwrap_or_else(|| self.host.ip()),
         }
     }
 

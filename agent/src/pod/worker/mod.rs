@@ -163,7 +163,7 @@ impl Worker {
     ) -> Self {
         let (exit_sender, exits) = mpsc::unbounded_channel();
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let mut publisher = Publisher::new(&pod, &host.ip.to_string());
+        let mut publisher = Publisher::new(&pod, &host.ips);
         if state.sandbox == Sandbox::Gone {
             publisher.stop();
         }

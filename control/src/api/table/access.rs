@@ -1,4 +1,4 @@
-//! RBAC: roles and bindings.
+//! RBAC: roles and bindings; certificate signing requests.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -21,6 +21,43 @@ pub(super) const BINDING: Printer = Printer {
     ],
     cells: binding,
 };
+
+pub(super) const SIGNING_REQUEST: Printer = Printer {
+    columns: &[
+        NAME,
+        AGE,
+        Column::text("SignerName"),
+        Column::text("Requestor"),
+        Column::text("RequestedDuration"),
+        Column::text("Condition"),
+    ],
+    cells: signing_request,
+};
+
+fn signing_request(object: &Value, now: Timestamp) -> Vec<Value> {
+    let has = |kind: &str| list(object, "/status/conditions").iter().any(|c| c["type"] == kind);
+    let mut words = Vec::new();
+    words.push(match (has("Denied"), has("Approved")) {
+        (true, _) => "Denied",
+        (_, true) => "Approved",
+        _ => "Pending",
+    });
+    if has("Failed") {
+        words.push("Failed");
+    }
+    if !text(object, "/status/certificate").is_empty() {
+        words.push("Issued");
+    }
+    let seconds = object.pointer("/spec/expirationSeconds").and_then(Value::as_i64);
+    vec![
+        name(object),
+        created(object, now),
+        json!(text(object, "/spec/signerName")),
+        json!(text(object, "/spec/username")),
+        seconds.map_or_else(|| json!("<none>"), |seconds| json!(super::age::human(seconds))),
+        json!(words.join(",")),
+    ]
+}
 
 fn binding(object: &Value, now: Timestamp) -> Vec<Value> {
     let role = &object["roleRef"];

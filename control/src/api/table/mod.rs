@@ -89,6 +89,8 @@ fn printer(row: &Resource) -> &'static Printer {
         "serviceaccounts" => &config::SERVICE_ACCOUNT,
         "coordination.k8s.io/leases" => &config::LEASE,
         "events" => &event::EVENT,
+        "policy/poddisruptionbudgets" => &workload::BUDGET,
+        "certificates.k8s.io/certificatesigningrequests" => &access::SIGNING_REQUEST,
         "rbac.authorization.k8s.io/roles" | "rbac.authorization.k8s.io/clusterroles" => &access::ROLE,
         "rbac.authorization.k8s.io/rolebindings" | "rbac.authorization.k8s.io/clusterrolebindings" => &access::BINDING,
         _ => &DEFAULT,

@@ -1,5 +1,7 @@
 //! Services, Endpoints, EndpointSlices.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -7,8 +9,6 @@ use super::{AGE, Column, NAME, Printer, created, int, labels, list, name, or_non
 
 /// Endpoints shown before `+ N more...`.
 const SHOWN: usize = 3;
-/// Longest text of load-balancer addresses when not wide.
-const INGRESS_WIDTH: usize = 16;
 
 pub(super) const SERVICE: Printer = Printer {
     columns: &[
@@ -67,20 +67,15 @@ fn external_address(object: &Value) -> String {
     match text(object, "/spec/type") {
         "ExternalName" => text(object, "/spec/externalName").to_owned(),
         "LoadBalancer" => {
-            let ingress: Vec<&str> = list(object, "/status/loadBalancer/ingress")
+            let ingress: BTreeSet<&str> = list(object, "/status/loadBalancer/ingress")
                 .iter()
-                .map(|one| {
-                    if text(one, "/ip").is_empty() {
-                        text(one, "/hostname")
-                    } else {
-                        text(one, "/ip")
-                    }
+                .map(|one| match text(one, "/ip") {
+                    "" => text(one, "/hostname"),
+                    address => address,
                 })
+                .filter(|address| !address.is_empty())
                 .collect();
-            let mut shown = ingress.join(",");
-            if shown.len() > INGRESS_WIDTH {
-                shown = format!("{}...", shown.chars().take(INGRESS_WIDTH - 3).collect::<String>());
-            }
+            let shown = ingress.into_iter().collect::<Vec<_>>().join(",");
             match (shown.is_empty(), listed.is_empty()) {
                 (true, true) => "<pending>".into(),
                 (true, false) => listed,
@@ -165,6 +160,12 @@ mod tests {
         );
         let pending = json!({"metadata": {"name": "b"}, "spec": {"type": "LoadBalancer"}});
         assert_eq!(external_address(&pending), "<pending>");
+        let balanced = json!({"spec": {"type": "LoadBalancer", "externalIPs": ["192.0.2.9"]},
+            "status": {"loadBalancer": {"ingress": [{"hostname": "a-long-name.example.org"}, {"ip": "192.0.2.1"}]}}});
+        assert_eq!(
+            external_address(&balanced),
+            "192.0.2.1,a-long-name.example.org,192.0.2.9"
+        );
         let name = json!({"metadata": {"name": "c"}, "spec": {"type": "ExternalName", "externalName": "x.org"}});
         assert_eq!(
             json!(service(&name, Timestamp::UNIX_EPOCH)[2..5]),

@@ -1,4 +1,4 @@
-//! Deployments, ReplicaSets, pod templates.
+//! Deployments, ReplicaSets, pod templates, disruption budgets.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -34,6 +34,17 @@ pub(super) const REPLICA_SET: Printer = Printer {
     cells: replica_set,
 };
 
+pub(super) const BUDGET: Printer = Printer {
+    columns: &[
+        NAME,
+        Column::text("Min Available"),
+        Column::text("Max Unavailable"),
+        Column::number("Allowed Disruptions"),
+        AGE,
+    ],
+    cells: budget,
+};
+
 pub(super) const POD_TEMPLATE: Printer = Printer {
     columns: &[
         NAME,
@@ -43,6 +54,21 @@ pub(super) const POD_TEMPLATE: Printer = Printer {
     ],
     cells: pod_template,
 };
+
+fn budget(object: &Value, now: Timestamp) -> Vec<Value> {
+    let or_not_applicable = |field: &str| match &object["spec"][field] {
+        Value::String(text) => json!(text),
+        Value::Number(number) => json!(number.to_string()),
+        _ => json!("N/A"),
+    };
+    vec![
+        name(object),
+        or_not_applicable("minAvailable"),
+        or_not_applicable("maxUnavailable"),
+        json!(int(object, "/status/disruptionsAllowed")),
+        created(object, now),
+    ]
+}
 
 fn deployment(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::service::{Backend, EndpointPort, Service, services_of};
-use super::{HEADLESS, SERVICES};
-use crate::cache::{Event, Object};
+use super::index::Index;
+use super::service::{Backend, EndpointPort, Service};
+use super::{HEADLESS, SERVICES, services_of};
+use crate::cache::{Event, EventKind, Object};
 use crate::controllers::controller::{Context, Controller, Key, Outcome, Write};
 use crate::controllers::view::View;
 
@@ -20,23 +21,28 @@ const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 /// Addresses per object.
 const MAX_ADDRESSES: usize = 1000;
 
+/// The resource of keys that say that a service is gone.
+const GONE: &str = "services/gone";
+
 /// The endpoints controller.
-pub struct Endpoints;
+pub(super) struct Endpoints {
+    pub(super) index: Arc<Index>,
+}
 
 impl Controller for Endpoints {
     fn name(&self) -> &'static str {
         "endpoint-controller"
     }
 
-    fn keys(&self, view: &dyn View, event: &Event, add: &mut dyn FnMut(Key)) {
-        match &*event.object.resource {
-            SERVICES => add(Key::of(&event.object)),
-            "pods" => services_of(view, &event.object, event.previous.as_deref(), add),
-            ENDPOINTS => add(Key::new(
-                SERVICES,
-                event.object.namespace.clone(),
-                event.object.name.clone(),
-            )),
+    fn keys(&self, _: &dyn View, event: &Event, add: &mut dyn FnMut(Key)) {
+        let object = &event.object;
+        match &*object.resource {
+            SERVICES if event.kind == EventKind::Deleted => {
+                add(Key::new(GONE, object.namespace.clone(), object.name.clone()));
+            }
+            SERVICES => add(Key::of(object)),
+            "pods" => services_of(&self.index, event, add),
+            ENDPOINTS => add(Key::new(SERVICES, object.namespace.clone(), object.name.clone())),
             _ => {}
         }
     }
@@ -46,7 +52,9 @@ impl Controller for Endpoints {
         let stored = context.view.get(ENDPOINTS, &key.namespace, &key.name);
         let service = context.view.get(SERVICES, &key.namespace, &key.name);
         let Some(service) = service.as_deref().and_then(Service::new) else {
-            if let Some(stored) = stored.filter(|s| s.label(MANAGED_BY) == Some(MANAGER)) {
+            // With a service go its endpoints, whoever wrote them; without one, users may write theirs first.
+            let goes = |stored: &Arc<Object>| &*key.resource == GONE || stored.label(MANAGED_BY) == Some(MANAGER);
+            if let Some(stored) = stored.filter(goes) {
                 outcome.delete(&stored, None);
             }
             return outcome;
@@ -54,7 +62,7 @@ impl Controller for Endpoints {
         if service.has_endpoints() && service.metadata.deletion_timestamp.is_none() {
             write(
                 &service,
-                &service.backends(context.view, &key.namespace),
+                &service.backends(context.view, &self.index, &key.namespace),
                 key,
                 stored,
                 &mut outcome,
@@ -65,7 +73,8 @@ impl Controller for Endpoints {
 }
 
 fn write(service: &Service, backends: &[Backend], key: &Key, stored: Option<Arc<Object>>, outcome: &mut Outcome) {
-    let (subsets, truncated) = subsets(backends);
+    let family = service.families().swap_remove(0);
+    let (subsets, truncated) = subsets(backends, &family);
     let mut labels = json!(service.metadata.labels);
     labels[MANAGED_BY] = MANAGER.into();
     if service.is_headless() {
@@ -101,22 +110,24 @@ fn write(service: &Service, backends: &[Backend], key: &Key, stored: Option<Arc<
     }
 }
 
-fn subsets(backends: &[Backend]) -> (Vec<Value>, bool) {
+/// The subsets of the addresses of one family, and whether there are too many for one object.
+fn subsets(backends: &[Backend], family: &str) -> (Vec<Value>, bool) {
     let mut groups: BTreeMap<Vec<EndpointPort>, (Vec<Value>, Vec<Value>)> = BTreeMap::new();
     let mut listed = backends
         .iter()
         .filter(|b| !b.terminating || b.ready)
+        .filter_map(|b| Some((b, b.addresses(family).pop()?)))
         .collect::<Vec<_>>();
     let truncated = listed.len() > MAX_ADDRESSES;
-    listed.sort_by_key(|b| !b.ready);
-    for backend in listed.into_iter().take(MAX_ADDRESSES) {
+    listed.sort_by_key(|(b, _)| !b.ready);
+    for (backend, ip) in listed.into_iter().take(MAX_ADDRESSES) {
         let mut ports = backend.ports.clone();
         ports.sort();
         let (ready, not_ready) = groups.entry(ports).or_default();
         if backend.ready {
-            ready.push(address(backend))
+            ready.push(address(backend, &ip))
         } else {
-            not_ready.push(address(backend))
+            not_ready.push(address(backend, &ip))
         }
     }
     let subset = |(ports, (mut ready, mut not_ready)): (Vec<EndpointPort>, (Vec<Value>, Vec<Value>))| {
@@ -143,8 +154,8 @@ fn named(port: &EndpointPort) -> Value {
     value
 }
 
-fn address(backend: &Backend) -> Value {
-    let mut address = json!({"ip": backend.pod.status.pod_ip, "targetRef": backend.target()});
+fn address(backend: &Backend, ip: &str) -> Value {
+    let mut address = json!({"ip": ip, "targetRef": backend.target()});
     if !backend.pod.spec.node_name.is_empty() {
         address["nodeName"] = backend.pod.spec.node_name.as_str().into();
     }

@@ -11,12 +11,19 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::ZONE;
+use super::index::Index;
 use crate::cache::Object;
-use crate::controllers::controller::Key;
 use crate::controllers::labels;
 use crate::controllers::metadata::Metadata;
 use crate::controllers::pods::{Pod, pod};
 use crate::controllers::view::View;
+
+/// Annotations that ask for hints by processors: today's and the one before.
+const TOPOLOGY: [&str; 2] = [
+    "service.kubernetes.io/topology-mode",
+    "service.kubernetes.io/topology-aware-hints",
+];
 
 /// A service, without what endpoints do not depend on.
 #[derive(Clone, Debug, Deserialize)]
@@ -45,6 +52,8 @@ pub struct Spec {
     pub ports: Option<Vec<Port>>,
     /// Endpoints need not be ready.
     pub publish_not_ready_addresses: bool,
+    /// Which endpoints a client prefers.
+    pub traffic_distribution: String,
 }
 
 /// `ServicePort`.
@@ -85,6 +94,8 @@ pub struct Backend {
     pub namespace: Arc<str>,
     /// Its ports for this service.
     pub ports: Vec<EndpointPort>,
+    /// The zone of its node, if that has one.
+    pub zone: Option<String>,
     /// Its host name, if it is a named member of this service.
     pub hostname: Option<String>,
     /// Takes new connections.
@@ -111,6 +122,13 @@ impl Service {
         self.spec.cluster_ip == "None"
     }
 
+    /// Whether hints share endpoints out by the processors of the zones.
+    pub fn is_proportional(&self) -> bool {
+        let annotations = &self.metadata.annotations;
+        let mode = TOPOLOGY.iter().find_map(|name| annotations.get(*name));
+        mode.is_some_and(|mode| matches!(mode.as_str(), "Auto" | "auto"))
+    }
+
     /// The address types wanted.
     pub fn families(&self) -> Vec<String> {
         match &self.spec.ip_families {
@@ -120,22 +138,23 @@ impl Service {
     }
 
     /// Its backends, in order of pod names.
-    pub fn backends(&self, view: &dyn View, namespace: &str) -> Vec<Backend> {
+    pub fn backends(&self, view: &dyn View, index: &Index, namespace: &str) -> Vec<Backend> {
         let Some(selector) = self.spec.selector.as_ref().filter(|s| !s.is_empty()) else {
             return Vec::new();
         };
-        let selected = view
-            .list("pods", Some(namespace))
-            .into_iter()
-            .filter(|o| labels::contains(selector, &**o));
+        let named = index.pods_of(namespace, &self.metadata.name);
+        let pods = named.iter().filter_map(|name| view.get("pods", namespace, name));
+        let selected = pods.filter(|object| labels::contains(selector, &**object));
         let backend = |object: Arc<Object>| {
             let pod = pod(&object)?;
-            (!pod.is_terminal() && !pod.status.pod_ip.is_empty()).then(|| self.backend(pod, object.namespace.clone()))
+            let counts = !pod.is_terminal() && !pod.status.pod_ip.is_empty();
+            counts.then(|| self.backend(view, pod, object.namespace.clone()))
         };
         selected.filter_map(backend).collect()
     }
 
-    fn backend(&self, pod: Pod, namespace: Arc<str>) -> Backend {
+    fn backend(&self, view: &dyn View, pod: Pod, namespace: Arc<str>) -> Backend {
+        let node = view.get("nodes", "", &pod.spec.node_name);
         let (serving, terminating) = (pod.is_ready(), pod.is_terminating());
         let named = !pod.spec.hostname.is_empty() && pod.spec.subdomain == self.metadata.name;
         Backend {
@@ -146,6 +165,7 @@ impl Service {
                 .flatten()
                 .filter_map(|port| resolve(port, &pod))
                 .collect(),
+            zone: node.and_then(|node| node.label(ZONE).map(str::to_owned)),
             hostname: named.then(|| pod.spec.hostname.clone()),
             ready: self.spec.publish_not_ready_addresses || (serving && !terminating),
             serving,
@@ -221,19 +241,4 @@ fn named_port(pod: &Pod, name: &str, protocol: &str) -> Option<i32> {
         .into_iter()
         .find(|p| p.name == name && speaks(&p.protocol))
         .map(|p| p.container_port)
-}
-
-/// The services of a namespace that select a pod in either of its states.
-pub fn services_of(view: &dyn View, pod: &Object, previous: Option<&Object>, add: &mut dyn FnMut(Key)) {
-    for object in view.list("services", Some(&pod.namespace)) {
-        let Some(selector) = Service::new(&object)
-            .and_then(|s| s.spec.selector)
-            .filter(|s| !s.is_empty())
-        else {
-            continue;
-        };
-        if labels::contains(&selector, pod) || previous.is_some_and(|p| labels::contains(&selector, p)) {
-            add(Key::of(&object));
-        }
-    }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::hints::Hints;
 use super::service::{Backend, EndpointPort, Service};
 use super::{HEADLESS, MANAGED_BY, MANAGER, SERVICE_NAME, SLICES};
 use crate::cache::Object;
@@ -25,6 +26,7 @@ pub fn reconcile(
     service: &Service,
     namespace: &str,
     backends: &[Backend],
+    hints: &Hints,
     stored: &[Arc<Object>],
     outcome: &mut Outcome,
 ) {
@@ -41,6 +43,12 @@ pub fn reconcile(
                     .insert(backend.pod.metadata.uid.clone(), endpoint);
             }
         }
+        let mut of_family: Vec<&mut Value> = wanted
+            .iter_mut()
+            .filter(|((other, _), _)| *other == family)
+            .flat_map(|(_, endpoints)| endpoints.values_mut())
+            .collect();
+        hints.give(&mut of_family);
         if !wanted.keys().any(|(f, _)| *f == family) {
             wanted.entry((family, Vec::new())).or_default();
         }
@@ -81,17 +89,19 @@ fn reconcile_group(
 ) {
     let mut kept = stored.into_iter().map(|o| keep(o, &mut wanted)).collect::<Vec<_>>();
     let mut rest = wanted.into_values().collect::<Vec<_>>();
-    for (_, endpoints) in &mut kept {
-        let room = MAX_ENDPOINTS.saturating_sub(endpoints.len()).min(rest.len());
-        endpoints.extend(rest.drain(..room));
+    // What is new goes where a write is due anyway, then into the fullest slices that have room.
+    kept.sort_by_key(|slice| (!slice.changed, std::cmp::Reverse(slice.endpoints.len())));
+    for slice in &mut kept {
+        let room = MAX_ENDPOINTS.saturating_sub(slice.endpoints.len()).min(rest.len());
+        slice.endpoints.extend(rest.drain(..room));
     }
-    let needs_placeholder = rest.is_empty() && kept.iter().all(|(_, endpoints)| endpoints.is_empty());
+    let needs_placeholder = rest.is_empty() && kept.iter().all(|slice| slice.endpoints.is_empty());
     let mut placeholder = needs_placeholder;
-    for (object, endpoints) in &kept {
-        if endpoints.is_empty() && !std::mem::take(&mut placeholder) {
-            outcome.delete(object, None);
+    for slice in &kept {
+        if slice.endpoints.is_empty() && !std::mem::take(&mut placeholder) {
+            outcome.delete(slice.object, None);
         } else {
-            update(object, endpoints, labels, outcome);
+            update(slice, labels, outcome);
         }
     }
     let mut create = |endpoints: &[Value]| {
@@ -108,24 +118,39 @@ fn reconcile_group(
     }
 }
 
-/// The stored slice with its endpoints brought up to date; what it holds is taken out of `wanted`.
-fn keep<'a>(object: &'a Arc<Object>, wanted: &mut BTreeMap<String, Value>) -> (&'a Arc<Object>, Vec<Value>) {
-    let slice = object.value();
-    let stored = slice["endpoints"].as_array().into_iter().flatten();
-    let endpoints = stored
-        .filter_map(|e| wanted.remove(e["targetRef"]["uid"].as_str()?))
-        .collect();
-    (object, endpoints)
+/// A stored slice with its endpoints brought up to date.
+struct Kept<'a> {
+    object: &'a Arc<Object>,
+    stored: Value,
+    endpoints: Vec<Value>,
+    changed: bool,
 }
 
-fn update(object: &Object, endpoints: &[Value], labels: &Map<String, Value>, outcome: &mut Outcome) {
-    let mut value = object.value();
-    let stored_labels = value["metadata"]["labels"].as_object();
-    let stored_endpoints = value["endpoints"].as_array().map_or(&[][..], Vec::as_slice);
-    if stored_endpoints != endpoints || stored_labels != Some(labels) {
-        value["endpoints"] = endpoints.into();
+/// What the slice holds is taken out of `wanted`.
+fn keep<'a>(object: &'a Arc<Object>, wanted: &mut BTreeMap<String, Value>) -> Kept<'a> {
+    let stored = object.value();
+    let before = stored["endpoints"].as_array().map_or(&[][..], Vec::as_slice);
+    let endpoints: Vec<Value> = before
+        .iter()
+        .filter_map(|e| wanted.remove(e["targetRef"]["uid"].as_str()?))
+        .collect();
+    let changed = before != endpoints;
+    Kept {
+        object,
+        stored,
+        endpoints,
+        changed,
+    }
+}
+
+fn update(slice: &Kept<'_>, labels: &Map<String, Value>, outcome: &mut Outcome) {
+    let stored_labels = slice.stored["metadata"]["labels"].as_object();
+    let stored_endpoints = slice.stored["endpoints"].as_array().map_or(&[][..], Vec::as_slice);
+    if stored_endpoints != slice.endpoints || stored_labels != Some(labels) {
+        let mut value = slice.stored.clone();
+        value["endpoints"] = slice.endpoints.as_slice().into();
         value["metadata"]["labels"] = Value::Object(labels.clone());
-        outcome.update(object, None, value);
+        outcome.update(slice.object, None, value);
     }
 }
 
@@ -180,6 +205,9 @@ fn endpoint(backend: &Backend, addresses: Vec<String>) -> Value {
     });
     if !backend.pod.spec.node_name.is_empty() {
         endpoint["nodeName"] = backend.pod.spec.node_name.as_str().into();
+    }
+    if let Some(zone) = &backend.zone {
+        endpoint["zone"] = zone.as_str().into();
     }
     if let Some(hostname) = &backend.hostname {
         endpoint["hostname"] = hostname.as_str().into();

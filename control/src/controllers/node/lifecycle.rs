@@ -22,10 +22,10 @@ use crate::controllers::view::View;
 
 const LEASES: &str = "coordination.k8s.io/leases";
 const LEASE_NAMESPACE: &str = "kube-node-lease";
-/// Silence after which a node is not ready (`--node-monitor-grace-period`).
-const GRACE: Duration = Duration::from_secs(40);
-/// The same for a node that has not said anything yet.
-const STARTUP_GRACE: Duration = Duration::from_secs(60);
+/// Silence after which a node is not ready unless told otherwise (`--node-monitor-grace-period`).
+pub const GRACE: Duration = Duration::from_secs(40);
+/// A node that has not said anything yet gets this much more.
+const STARTUP_GRACE: Duration = Duration::from_secs(20);
 /// Conditions that become Unknown.
 const CONDITIONS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
 /// Conditions that taint when they are True.
@@ -37,8 +37,8 @@ const PRESSURES: [(&str, &str); 4] = [
 ];
 
 /// The controller, with what it has heard of each node.
-#[derive(Default)]
 pub struct NodeLifecycle {
+    grace: Duration,
     heard: HashMap<Arc<str>, Heard>,
 }
 
@@ -94,11 +94,8 @@ impl Controller for NodeLifecycle {
             return outcome;
         };
         let silence = self.listen(context, key, &node);
-        let grace = if node.condition("Ready").is_empty() {
-            STARTUP_GRACE
-        } else {
-            GRACE
-        };
+        let silent = node.condition("Ready").is_empty();
+        let grace = self.grace + if silent { STARTUP_GRACE } else { Duration::ZERO };
         match grace.checked_sub(silence).filter(|left| !left.is_zero()) {
             Some(left) => outcome.requeue(left),
             None => {
@@ -116,6 +113,14 @@ impl Controller for NodeLifecycle {
 }
 
 impl NodeLifecycle {
+    /// A node is given up after so long a silence.
+    pub fn new(grace: Duration) -> Self {
+        Self {
+            grace,
+            heard: HashMap::new(),
+        }
+    }
+
     /// How long nothing new has been heard of the node.
     fn listen(&mut self, context: &Context<'_>, key: &Key, node: &Node) -> Duration {
         let lease = context.view.get(LEASES, LEASE_NAMESPACE, &key.name);

@@ -37,9 +37,12 @@ pub struct Spec {
     pub unschedulable: bool,
     /// Taints.
     pub taints: Vec<Taint>,
-    /// Range of its pods' addresses.
+    /// First range of its pods' addresses.
     #[serde(rename = "podCIDR")]
     pub pod_cidr: String,
+    /// All ranges of its pods' addresses.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
 }
 
 /// The interesting part of `NodeStatus`.
@@ -48,6 +51,19 @@ pub struct Spec {
 pub struct Status {
     /// Conditions.
     pub conditions: Vec<Condition>,
+    /// Where it is reached.
+    pub addresses: Vec<Address>,
+}
+
+/// `NodeAddress`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Address {
+    /// `InternalIP`, `Hostname`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// An address or a name.
+    pub address: String,
 }
 
 /// `NodeCondition`.

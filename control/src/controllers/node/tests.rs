@@ -15,9 +15,9 @@ use crate::controllers::view::View;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn world(nodes: &[&str]) -> World {
-    let cluster = "10.244.0.0/16".parse().unwrap();
+    let cluster = "10.244.0.0/16,fd00:244::/48".parse().unwrap();
     let mut world = World::new(vec![
-        Box::<NodeLifecycle>::default(),
+        Box::new(NodeLifecycle::new(SECOND * 40)),
         Box::<TaintEviction>::default(),
         Box::new(NodeRanges { cluster }),
     ]);
@@ -180,4 +180,9 @@ fn every_node_gets_a_range_of_its_own() {
     world.memory.put(NODES, "", json!({"metadata": {"name": "d"}}));
     world.settle();
     assert_eq!(range(&world, "d"), "10.244.1.0/24", "a free range is used again");
+    assert_eq!(
+        get(&world, "d").spec.pod_cidrs,
+        ["10.244.1.0/24", "fd00:244:0:1::/64"],
+        "one of each family"
+    );
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::super::metadata::text;
 use super::super::{Registry, Status};
 use crate::auth::User;
+use crate::controllers::node::cidr::Range;
 use crate::schema::Resource;
 
 const LEASES: &str = "kube-node-lease";
@@ -36,14 +37,22 @@ fn node_of(who: &User) -> Option<&str> {
 }
 
 /// Admits what an agent creates.
-pub(super) fn create(who: &User, resource: &'static Resource, object: &Value) -> Result<(), Status> {
+pub(super) fn create(
+    registry: &Registry,
+    who: &User,
+    resource: &'static Resource,
+    object: &Value,
+) -> Result<(), Status> {
     let Some(node) = node_of(who) else { return Ok(()) };
     let name = text(object, "/metadata/name");
     let refuse = |why: String| Err(Status::forbidden(resource, name, why));
     match resource.key {
         "nodes" if name != node => refuse(format!("node {node:?} is not allowed to create node {name:?}")),
         "nodes" => match restricted_changes(object, &Value::Null).as_slice() {
-            [] => Ok(()),
+            [] => match claimed(registry, object) {
+                Some(other) => refuse(format!("node {node:?} is not allowed to take a pod range of node {other:?}")),
+                None => Ok(()),
+            },
             labels => refuse(format!(
                 "node {node:?} is not allowed to set the following labels: {}",
                 labels.join(", ")
@@ -58,6 +67,24 @@ pub(super) fn create(who: &User, resource: &'static Resource, object: &Value) ->
         "pods" => refuse(format!("node {node:?} is not allowed to create pods")),
         _ => Ok(()),
     }
+}
+
+/// The node that already has one of the pod ranges a new node brings along: packets to its pods would go elsewhere.
+fn claimed(registry: &Registry, object: &Value) -> Option<String> {
+    let ranges = |node: &Value| -> Vec<Range> {
+        let list = node["spec"]["podCIDRs"].as_array().into_iter().flatten();
+        let single = std::iter::once(&node["spec"]["podCIDR"]);
+        let texts = list.chain(single).filter_map(Value::as_str);
+        texts.filter_map(|text| text.parse().ok()).collect()
+    };
+    let wanted = ranges(object);
+    if wanted.is_empty() {
+        return None;
+    }
+    let nodes = registry.cache().snapshot("nodes");
+    let overlaps = |held: &Range| wanted.iter().any(|range| range.overlaps(*held));
+    let taken = nodes.iter().find(|node| ranges(&node.value()).iter().any(overlaps));
+    taken.map(|node| node.name.to_string())
 }
 
 /// Admits what an agent writes over an object, or over its status.

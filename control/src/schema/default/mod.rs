@@ -3,6 +3,8 @@
 //! Every function is idempotent and never overrules a value that is set. A zero counts as unset only where Go's field is
 //! no pointer. Shapes are those that `check_fields` guarantees; anything else is left alone.
 
+pub(super) mod certificate;
+pub(super) mod endpoint;
 pub(super) mod pod;
 pub(super) mod rbac;
 pub(super) mod service;

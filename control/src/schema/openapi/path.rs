@@ -240,6 +240,7 @@ fn subresource_item(row: &Resource, sub: &Subresource) -> Value {
             "get" => "get",
             "update" => "put",
             "patch" => "patch",
+            "delete" => "delete",
             _ => "post",
         };
         let text = format!("{verb} {} of the specified {}", sub.name, row.kind);

@@ -3,8 +3,11 @@
 //! Runs after `check_fields` and defaults, so shapes and types hold; here it is about meaning: names, references within
 //! the object, ranges, what may not change. Functions collect every fault, they do not stop at the first.
 
+pub(super) mod certificate;
 pub(super) mod config;
 mod container;
+pub(super) mod disruption;
+pub(super) mod endpoint;
 mod meta;
 pub(super) mod node;
 pub(super) mod pod;
@@ -12,6 +15,8 @@ mod probe;
 pub(super) mod rbac;
 mod scheduling;
 pub(super) mod service;
+mod service_address;
+mod service_traffic;
 mod volume;
 pub(super) mod workload;
 

@@ -1,62 +1,108 @@
-//! Validation of services, endpoints and endpoint slices.
+//! Validation of services: type, ports, affinity. Addresses: `service_address`; policies and load balancers:
+//! `service_traffic`.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::error::FieldError;
-use super::super::name::{is_label, is_port_name, is_subdomain};
+use super::super::name::{is_label, is_qualified_name, is_subdomain};
 use super::super::resource::NameRule;
-use super::{Errors, PORT_RANGE, immutable, invalid_if, list, meta, one_of, port_or_name, require, text};
+use super::{
+    Errors, PORT_RANGE, has, invalid_if, list, meta, one_of, port_or_name, require, service_address, service_traffic,
+    text,
+};
 
-const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
-const BAD_ADDRESS: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+pub(super) const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+pub(super) const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
+pub(super) const BAD_ADDRESS: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 const MAX_AFFINITY_SECONDS: i64 = 86_400;
-const MAX_SLICE_ENDPOINTS: usize = 1000;
-const MAX_SLICE_PORTS: usize = 20_000;
+/// Never offered outside: some clouds would open it on every node.
+const KUBELET_PORT: i64 = 10250;
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
+const TOPOLOGY_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
 
 /// Validates a Service.
 pub(in super::super) fn service(object: &Value, old: Option<&Value>) -> Errors {
     let mut errors = meta::object(object, old, NameRule::Label1035, true);
     let spec = &object["spec"];
     let kind = text(spec, "type");
-    if kind.is_empty() {
-        errors.push(FieldError::required("spec.type", ""));
-    }
-    one_of(spec, "spec", "type", TYPES, &mut errors);
-    let headless = text(spec, "clusterIP") == "None";
-    if list(spec, "ports").is_empty() && !headless && kind != "ExternalName" {
+    topology_annotations(object, &mut errors);
+    if list(spec, "ports").is_empty() && !service_address::is_headless(spec) && kind != "ExternalName" {
         errors.push(FieldError::required("spec.ports", ""));
     }
-    ports(spec, kind, &mut errors);
+    by_type(spec, kind, &mut errors);
+    ports(spec, &mut errors);
     meta::labels(spec, "spec.selector", "selector", &mut errors);
-    by_type(spec, kind, headless, &mut errors);
     affinity(spec, &mut errors);
-    for (name, values) in [
-        ("externalTrafficPolicy", &["Cluster", "Local"]),
-        ("internalTrafficPolicy", &["Cluster", "Local"]),
-    ] {
-        one_of(spec, "spec", name, values, &mut errors);
+    service_address::service(object, old, &mut errors);
+    if require(spec, "spec", "type", &mut errors) {
+        one_of(spec, "spec", "type", TYPES, &mut errors);
     }
-    one_of(
-        spec,
-        "spec",
-        "ipFamilyPolicy",
-        &["PreferDualStack", "RequireDualStack", "SingleStack"],
-        &mut errors,
-    );
-    addresses(spec, &mut errors);
-    if let Some(old) = old {
-        cluster_ip_update(spec, &old["spec"], &mut errors);
-    }
+    port_numbers(spec, kind, &mut errors);
+    service_traffic::service(object, old, kind, &mut errors);
     errors
 }
 
-fn ports(spec: &Value, kind: &str, errors: &mut Errors) {
+fn topology_annotations(object: &Value, errors: &mut Errors) {
+    let annotations = &object["metadata"]["annotations"];
+    let (mode, hints) = (&annotations[TOPOLOGY_MODE], &annotations[TOPOLOGY_HINTS]);
+    if !mode.is_null() && !hints.is_null() && mode != hints {
+        errors.push(FieldError::invalid(
+            format!("metadata.annotations[{TOPOLOGY_MODE}]"),
+            mode.clone(),
+            format!("must match annotations[{TOPOLOGY_HINTS}] when both are specified"),
+        ));
+    }
+}
+
+fn by_type(spec: &Value, kind: &str, errors: &mut Errors) {
+    if kind == "LoadBalancer" {
+        for (index, port) in list(spec, "ports").iter().enumerate() {
+            if port["port"] == KUBELET_PORT {
+                let detail = format!("may not expose port {KUBELET_PORT} externally since it is used by kubelet");
+                errors.push(FieldError::invalid(
+                    format!("spec.ports[{index}]"),
+                    KUBELET_PORT,
+                    detail,
+                ));
+            }
+        }
+    }
+    match kind {
+        "LoadBalancer" | "NodePort" if service_address::is_headless(spec) => {
+            let detail = format!("may not be set to 'None' for {kind} services");
+            errors.push(FieldError::invalid("spec.clusterIPs[0]", "None", detail));
+        }
+        "ExternalName" => external_name(spec, errors),
+        _ => {}
+    }
+}
+
+fn external_name(spec: &Value, errors: &mut Errors) {
+    for name in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+        let first = if name == "clusterIPs" {
+            text(spec, "clusterIP")
+        } else {
+            ""
+        };
+        if !list(spec, name).is_empty() || !text(spec, name).is_empty() || !first.is_empty() {
+            let detail = "may not be set for ExternalName services";
+            errors.push(FieldError::forbidden(format!("spec.{name}"), detail));
+        }
+    }
+    let name = text(spec, "externalName");
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.is_empty() {
+        errors.push(FieldError::required("spec.externalName", ""));
+    } else {
+        invalid_if(is_subdomain(name), "spec.externalName", name, errors);
+    }
+}
+
+fn ports(spec: &Value, errors: &mut Errors) {
     let ports = list(spec, "ports");
-    let (mut names, mut numbers, mut node_ports) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let mut names = HashSet::new();
     for (index, port) in ports.iter().enumerate() {
         let path = format!("spec.ports[{index}]");
         let name = text(port, "name");
@@ -72,62 +118,51 @@ fn ports(spec: &Value, kind: &str, errors: &mut Errors) {
         if !(1..=65535).contains(&number) {
             errors.push(FieldError::invalid(format!("{path}.port"), number, PORT_RANGE));
         }
-        let protocol = text(port, "protocol");
         if require(port, &path, "protocol", errors) {
             one_of(port, &path, "protocol", PROTOCOLS, errors);
         }
-        if !port["targetPort"].is_null() {
+        if has(port, "targetPort") {
             port_or_name(&port["targetPort"], format!("{path}.targetPort"), errors);
         }
-        if !numbers.insert((protocol, number)) {
-            errors.push(FieldError::duplicate(path.as_str(), port.clone()));
-        }
-        let node_port = port["nodePort"].as_i64().unwrap_or(0);
-        if node_port != 0 && matches!(kind, "ClusterIP" | "ExternalName") {
-            let detail = format!("may not be used when `type` is '{kind}'");
-            errors.push(FieldError::forbidden(format!("{path}.nodePort"), detail));
-        } else if node_port != 0 && !node_ports.insert((protocol, node_port)) {
-            errors.push(FieldError::duplicate(format!("{path}.nodePort"), node_port));
-        }
+        app_protocol(port, &path, errors);
     }
 }
 
-fn by_type(spec: &Value, kind: &str, headless: bool, errors: &mut Errors) {
-    match kind {
-        "LoadBalancer" | "NodePort" if headless => {
-            let detail = format!("may not be set to 'None' for {kind} services");
-            errors.push(FieldError::invalid("spec.clusterIPs[0]", "None", detail));
-        }
-        "ExternalName" => {
-            let name = text(spec, "externalName");
-            let name = name.strip_suffix('.').unwrap_or(name);
-            if name.is_empty() {
-                errors.push(FieldError::required("spec.externalName", ""));
-            } else {
-                invalid_if(
-                    is_subdomain(name),
-                    "spec.externalName",
-                    text(spec, "externalName"),
-                    errors,
-                );
-            }
-            if !matches!(text(spec, "clusterIP"), "") {
-                let detail = "may not be set for ExternalName services";
-                errors.push(FieldError::forbidden("spec.clusterIPs", detail));
-            }
-        }
-        _ => {}
+/// `appProtocol` is passed on to whoever understands it; it only has to be a name.
+pub(super) fn app_protocol(port: &Value, path: &str, errors: &mut Errors) {
+    if let Some(protocol) = port["appProtocol"].as_str() {
+        invalid_if(
+            is_qualified_name(protocol),
+            format!("{path}.appProtocol"),
+            protocol,
+            errors,
+        );
     }
-    if !text(spec, "externalTrafficPolicy").is_empty()
-        && matches!(kind, "ClusterIP" | "ExternalName")
-        && list(spec, "externalIPs").is_empty()
-    {
-        let detail = "may only be set for externally-accessible services";
-        errors.push(FieldError::invalid(
-            "spec.externalTrafficPolicy",
-            text(spec, "externalTrafficPolicy"),
-            detail,
-        ));
+}
+
+/// No pair of protocol and number twice, neither of ports nor of node ports.
+fn port_numbers(spec: &Value, kind: &str, errors: &mut Errors) {
+    let ports = list(spec, "ports");
+    let (mut numbers, mut node_ports) = (HashSet::new(), HashSet::new());
+    for (index, port) in ports.iter().enumerate() {
+        let path = format!("spec.ports[{index}].nodePort");
+        let node_port = port["nodePort"].as_i64().unwrap_or(0);
+        if node_port != 0 && kind == "ClusterIP" {
+            errors.push(FieldError::forbidden(
+                path.as_str(),
+                "may not be used when `type` is 'ClusterIP'",
+            ));
+        }
+        if node_port != 0 && !node_ports.insert((text(port, "protocol"), node_port)) {
+            errors.push(FieldError::duplicate(path, node_port));
+        }
+    }
+    for (index, port) in ports.iter().enumerate() {
+        let (protocol, number) = (text(port, "protocol"), port["port"].as_i64().unwrap_or(0));
+        if !numbers.insert((protocol, number)) {
+            let pair = json!({"protocol": protocol, "port": number, "targetPort": 0});
+            errors.push(FieldError::duplicate(format!("spec.ports[{index}]"), pair));
+        }
     }
 }
 
@@ -135,7 +170,12 @@ fn affinity(spec: &Value, errors: &mut Errors) {
     if require(spec, "spec", "sessionAffinity", errors) {
         one_of(spec, "spec", "sessionAffinity", &["ClientIP", "None"], errors);
     }
+    let path = "spec.sessionAffinityConfig";
     if text(spec, "sessionAffinity") != "ClientIP" {
+        if text(spec, "sessionAffinity") == "None" && has(spec, "sessionAffinityConfig") {
+            let detail = "must not be set when session affinity is None";
+            errors.push(FieldError::forbidden(path, detail));
+        }
         return;
     }
     let seconds = spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"]
@@ -144,182 +184,10 @@ fn affinity(spec: &Value, errors: &mut Errors) {
     if !(1..=MAX_AFFINITY_SECONDS).contains(&seconds) {
         let detail = format!("must be greater than 0 and less than {MAX_AFFINITY_SECONDS}");
         errors.push(FieldError::invalid(
-            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            format!("{path}.clientIP.timeoutSeconds"),
             seconds,
             detail,
         ));
-    }
-}
-
-fn addresses(spec: &Value, errors: &mut Errors) {
-    let cluster_ip = text(spec, "clusterIP");
-    let cluster_ips = list(spec, "clusterIPs");
-    if !matches!(cluster_ip, "" | "None") && cluster_ip.parse::<IpAddr>().is_err() {
-        errors.push(FieldError::invalid("spec.clusterIPs[0]", cluster_ip, BAD_ADDRESS));
-    }
-    if let (Some(first), false) = (cluster_ips.first().and_then(Value::as_str), cluster_ip.is_empty())
-        && first != cluster_ip
-    {
-        let detail = "first value must match `clusterIP`";
-        errors.push(FieldError::invalid(
-            "spec.clusterIPs",
-            spec["clusterIPs"].clone(),
-            detail,
-        ));
-    }
-    for (index, address) in list(spec, "externalIPs").iter().enumerate() {
-        let path = format!("spec.externalIPs[{index}]");
-        match address.as_str().unwrap_or_default().parse::<IpAddr>() {
-            Ok(parsed) if parsed.is_loopback() || parsed.is_unspecified() || parsed.is_multicast() => {
-                let detail = "may not be in the loopback, unspecified or multicast range";
-                errors.push(FieldError::invalid(path, address.clone(), detail));
-            }
-            Ok(_) => {}
-            Err(_) => errors.push(FieldError::invalid(path, address.clone(), BAD_ADDRESS)),
-        }
-    }
-}
-
-/// An address once given stays, unless the service turns into or from an external name.
-fn cluster_ip_update(new: &Value, old: &Value, errors: &mut Errors) {
-    let external = |spec: &Value| text(spec, "type") == "ExternalName";
-    if external(new) || external(old) || text(old, "clusterIP").is_empty() {
-        return;
-    }
-    if text(new, "clusterIP") != text(old, "clusterIP") {
-        let path = "spec.clusterIPs[0]";
-        errors.push(FieldError::invalid(
-            path,
-            new["clusterIPs"].clone(),
-            "may not change once set",
-        ));
-    }
-}
-
-/// Validates Endpoints.
-pub(in super::super) fn endpoints(object: &Value, old: Option<&Value>) -> Errors {
-    let mut errors = meta::object(object, old, NameRule::Subdomain, true);
-    for (index, subset) in list(object, "subsets").iter().enumerate() {
-        let path = format!("subsets[{index}]");
-        if list(subset, "addresses").is_empty() && list(subset, "notReadyAddresses").is_empty() {
-            errors.push(FieldError::required(
-                path.as_str(),
-                "must specify `addresses` or `notReadyAddresses`",
-            ));
-        }
-        for name in ["addresses", "notReadyAddresses"] {
-            for (index, address) in list(subset, name).iter().enumerate() {
-                endpoint_address(text(address, "ip"), &format!("{path}.{name}[{index}].ip"), &mut errors);
-            }
-        }
-        endpoint_ports(subset, &path, &mut errors);
-    }
-    errors
-}
-
-/// Validates an EndpointSlice.
-pub(in super::super) fn endpoint_slice(object: &Value, old: Option<&Value>) -> Errors {
-    let mut errors = meta::object(object, old, NameRule::Subdomain, true);
-    let kind = text(object, "addressType");
-    if kind.is_empty() {
-        errors.push(FieldError::required("addressType", ""));
-    } else if !matches!(kind, "IPv4" | "IPv6" | "FQDN") {
-        errors.push(FieldError::not_supported(
-            "addressType",
-            kind,
-            &["FQDN", "IPv4", "IPv6"],
-        ));
-    }
-    if let Some(old) = old {
-        immutable(&object["addressType"], &old["addressType"], "addressType", &mut errors);
-    }
-    let endpoints = list(object, "endpoints");
-    if endpoints.len() > MAX_SLICE_ENDPOINTS {
-        errors.push(FieldError::too_many("endpoints", endpoints.len(), MAX_SLICE_ENDPOINTS));
-    }
-    for (index, endpoint) in endpoints.iter().enumerate() {
-        slice_endpoint(endpoint, kind, &format!("endpoints[{index}]"), &mut errors);
-    }
-    let ports = list(object, "ports");
-    if ports.len() > MAX_SLICE_PORTS {
-        errors.push(FieldError::too_many("ports", ports.len(), MAX_SLICE_PORTS));
-    }
-    let mut names = HashSet::new();
-    for (index, port) in ports.iter().enumerate() {
-        let path = format!("ports[{index}]");
-        let name = text(port, "name");
-        if !name.is_empty() {
-            invalid_if(is_label(name), format!("{path}.name"), name, &mut errors);
-        }
-        if !names.insert(name) {
-            errors.push(FieldError::duplicate(format!("{path}.name"), name));
-        }
-        one_of(port, &path, "protocol", PROTOCOLS, &mut errors);
-    }
-    errors
-}
-
-fn slice_endpoint(endpoint: &Value, kind: &str, path: &str, errors: &mut Errors) {
-    let addresses = list(endpoint, "addresses");
-    let path = format!("{path}.addresses");
-    if addresses.is_empty() {
-        errors.push(FieldError::required(path.as_str(), "must contain at least 1 address"));
-    }
-    if addresses.len() > 100 {
-        errors.push(FieldError::too_many(path.as_str(), addresses.len(), 100));
-    }
-    for (index, address) in addresses.iter().enumerate() {
-        let (address, path) = (address.as_str().unwrap_or_default(), format!("{path}[{index}]"));
-        let parsed = address.parse::<IpAddr>();
-        match (kind, parsed) {
-            ("FQDN", _) => invalid_if(is_subdomain(address), path, address, errors),
-            ("IPv4", Ok(IpAddr::V4(_))) | ("IPv6", Ok(IpAddr::V6(_))) => endpoint_address(address, &path, errors),
-            ("IPv4", _) => errors.push(FieldError::invalid(path, address, "must be an IPv4 address")),
-            ("IPv6", _) => errors.push(FieldError::invalid(path, address, "must be an IPv6 address")),
-            _ => {}
-        }
-    }
-}
-
-fn endpoint_address(address: &str, path: &str, errors: &mut Errors) {
-    let Ok(parsed) = address.parse::<IpAddr>() else {
-        errors.push(FieldError::invalid(path, address, BAD_ADDRESS));
-        return;
-    };
-    let link_local = match parsed {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    let detail = if parsed.is_unspecified() {
-        "may not be unspecified (0.0.0.0)"
-    } else if parsed.is_loopback() {
-        "may not be in the loopback range (127.0.0.0/8, ::1/128)"
-    } else if link_local {
-        "may not be in the link-local range (169.254.0.0/16, fe80::/10)"
-    } else if parsed.is_multicast() {
-        "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"
-    } else {
-        return;
-    };
-    errors.push(FieldError::invalid(path, address, detail));
-}
-
-fn endpoint_ports(subset: &Value, path: &str, errors: &mut Errors) {
-    let ports = list(subset, "ports");
-    for (index, port) in ports.iter().enumerate() {
-        let path = format!("{path}.ports[{index}]");
-        let name = text(port, "name");
-        if name.is_empty() && ports.len() > 1 {
-            errors.push(FieldError::required(format!("{path}.name"), ""));
-        } else if !name.is_empty() {
-            let valid = is_label(name).or_else(|message| is_port_name(name).map_err(|_| message));
-            invalid_if(valid, format!("{path}.name"), name, errors);
-        }
-        let number = port["port"].as_i64().unwrap_or(0);
-        if !(1..=65535).contains(&number) {
-            errors.push(FieldError::invalid(format!("{path}.port"), number, PORT_RANGE));
-        }
-        one_of(port, &path, "protocol", PROTOCOLS, errors);
     }
 }
 
@@ -332,6 +200,7 @@ mod tests {
 
     fn object(spec: Value) -> Value {
         let mut object = json!({"metadata": {"name": "s", "namespace": "n"}, "spec": spec});
+        default::service::on_create(&mut object);
         default::service::service(&mut object);
         object
     }
@@ -381,16 +250,37 @@ mod tests {
     }
 
     #[test]
-    fn endpoint_addresses() {
-        let slice = |address: &str| {
-            let object = json!({"metadata": {"name": "s", "namespace": "n"}, "addressType": "IPv4", "endpoints": [{"addresses": [address]}]});
-            endpoint_slice(&object, None)
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-        };
-        assert!(slice("10.0.0.1").is_empty());
-        assert!(slice("127.0.0.1")[0].contains("loopback"));
-        assert!(slice("::1")[0].contains("must be an IPv4 address"));
+    fn enumerations_and_ranges() {
+        let errors = check(
+            json!({"ports": [{"port": 80, "protocol": "ICMP", "appProtocol": "a b"}, {"port": 80, "name": "b"}],
+            "internalTrafficPolicy": "Near", "trafficDistribution": "Anywhere", "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86401}}}),
+        );
+        let paths: Vec<&str> = errors.iter().filter_map(|error| error.split(": ").next()).collect();
+        assert_eq!(
+            paths,
+            [
+                "spec.ports[0].name",
+                "spec.ports[0].protocol",
+                "spec.ports[0].appProtocol",
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+                "spec.internalTrafficPolicy",
+                "spec.trafficDistribution",
+            ]
+        );
+        for distribution in ["PreferClose", "PreferSameNode", "PreferSameZone"] {
+            assert_eq!(
+                check(json!({"ports": [{"port": 80}], "trafficDistribution": distribution})),
+                [] as [&str; 0]
+            );
+        }
+        let twice = check(
+            json!({"type": "NodePort", "ports": [{"name": "a", "port": 80, "nodePort": 30000}, {"name": "b", "port": 80, "nodePort": 30000}]}),
+        );
+        assert!(
+            twice[0].starts_with("spec.ports[1].nodePort: Duplicate value: 30000"),
+            "{twice:?}"
+        );
+        assert!(twice[1].starts_with("spec.ports[1]: Duplicate value"), "{twice:?}");
     }
 }

@@ -1,0 +1,98 @@
+//! The packet programs in the kernel: clients outside, pods and nodes as network namespaces, real traffic.
+
+mod edge_support;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use edge_support::{CLIENT, CLIENT6, Offer, Server, TCP, UDP, World, ask_tcp, ask_udp, connect, echo};
+fn at(ip: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(ip, port)
+}
+
+fn client() -> IpAddr {
+    CLIENT.parse().unwrap()
+}
+
+#[test]
+fn pods_on_one_node_and_on_two_reach_each_other_with_their_own_addresses() {
+    let mut world = World::new();
+    let (a, b) = (world.nodes[0].pod("a"), world.nodes[0].pod("b"));
+    let c = world.nodes[1].pod("c");
+    let (_b, _c) = (b.serve(80, "b"), c.serve(80, "c"));
+    for (server, name) in [(&b, "b"), (&c, "c")] {
+        for (own, other) in [(a.v4(), server.v4()), (a.v6(), server.v6())] {
+            let answer = a.inside(|| ask_tcp(at(other, 80))).unwrap();
+            assert_eq!((answer.server.as_str(), answer.client.ip()), (name, own));
+            // Larger than the MTU: in fragments.
+            let answer = a.inside(|| ask_udp(at(other, 80), 4000)).unwrap();
+            assert_eq!((answer.server.as_str(), answer.client.ip()), (name, own));
+        }
+    }
+}
+
+#[test]
+fn a_client_outside_reaches_a_node_port_wherever_the_backend_is() {
+    let mut world = World::new();
+    let (near, far) = (world.nodes[0].pod("near"), world.nodes[1].pod("far"));
+    let (_near, _far) = (near.serve(8080, "near"), far.serve(8080, "far"));
+    let service = at(world.nodes[0].address(), 30080);
+    for (pod, name) in [(&near, "near"), (&far, "far")] {
+        for protocol in [TCP, UDP] {
+            world.nodes[0].offer(&[Offer::node_port(30080, protocol, &[at(pod.v4(), 8080)])]);
+            let answer = world.outside(|| match protocol {
+                TCP => ask_tcp(service),
+                _ => ask_udp(service, 4000),
+            });
+            let answer = answer.unwrap();
+            assert_eq!(answer.server, name);
+            if name == "near" {
+                assert_eq!(answer.client.ip(), client(), "the client's address is kept");
+            } else {
+                assert_eq!(answer.client.ip(), world.nodes[0].address());
+            }
+        }
+    }
+}
+
+#[test]
+fn pods_reach_the_world_with_their_nodes_address() {
+    let mut world = World::new();
+    let pod = world.nodes[0].pod("a");
+    let _server = Server::start(&world.client, 8080, "world");
+    let (to, to6) = (at(client(), 8080), at(CLIENT6.parse().unwrap(), 8080));
+    for (to, own) in [(to, world.nodes[0].address()), (to6, world.nodes[0].address6())] {
+        let answer = pod.inside(|| ask_tcp(to)).unwrap();
+        assert_eq!(answer.client.ip(), own);
+        assert!(answer.client.port() >= 61_000, "{answer:?}");
+        let answer = pod.inside(|| ask_udp(to, 4000)).unwrap();
+        assert_eq!(answer.client.ip(), own);
+    }
+    let ports: BTreeSet<u16> = (0..20)
+        .map(|_| pod.inside(|| connect(to)).unwrap().1.client.port())
+        .collect();
+    assert_eq!(ports.len(), 20, "every connection has a port of its own");
+}
+
+#[test]
+fn connections_survive_an_agent_that_is_killed_and_started_again() {
+    let mut world = World::new();
+    let far = world.nodes[1].pod("far");
+    let pod = world.nodes[0].pod("a");
+    let (_far, _world) = (far.serve(8080, "far"), Server::start(&world.client, 8080, "world"));
+    let service = at(world.nodes[0].address(), 30080);
+    world.nodes[0].offer(&[Offer::node_port(30080, TCP, &[at(far.v4(), 8080)])]);
+    let (mut inward, _) = world.outside(|| connect(service)).unwrap();
+    let (mut outward, _) = pod.inside(|| connect(at(client(), 8080))).unwrap();
+
+    world.nodes[0].kill();
+    echo(&mut inward).unwrap();
+    echo(&mut outward).unwrap();
+    world.outside(|| ask_tcp(service)).unwrap();
+    pod.inside(|| ask_tcp(at(client(), 8080))).unwrap();
+
+    world.nodes[0].start();
+    echo(&mut inward).unwrap();
+    echo(&mut outward).unwrap();
+    world.outside(|| ask_tcp(service)).unwrap();
+}

@@ -1,0 +1,8 @@
+//! What an update of a CertificateSigningRequest cannot change: what was asked for, and by whom.
+
+use serde_json::Value;
+
+/// Keeps the spec; a client may change labels and the like.
+pub(in super::super) fn on_update(new: &mut Value, old: &Value) {
+    new["spec"] = old["spec"].clone();
+}

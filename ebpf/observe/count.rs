@@ -1,0 +1,213 @@
+//! Counting, for the backend of the socket at hand.
+//!
+//! All additions are atomic: softirqs of every CPU count for the same backend. The smoothed latency is not, a lost
+//! sample of it is only one sample fewer.
+
+use core::arch::asm;
+use core::hint::black_box;
+
+use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock_ops};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_map_update_elem};
+use hull_ebpf_types::observe::{BUCKETS, FAILURES, Failure, Histogram, Observed, bucket};
+use hull_ebpf_types::{Load, Member, Origin};
+
+use crate::maps::{BLANK, HEALTH, LOAD, OBSERVED, put};
+use crate::socket::field;
+
+/// The newest sample weighs 1 / 2^3 in the smoothed latency.
+const WEIGHT: u32 = 3;
+/// A connect that fails counts as one that took at least so long, in microseconds.
+const FAILED: u32 = 1_000_000;
+
+#[inline(always)]
+fn member(origin: &Origin) -> Member {
+    Member {
+        service: origin.service,
+        endpoint: origin.to.endpoint,
+    }
+}
+
+/// Atomic addition. The target's atomic types can only load and store: it has no compare-and-swap before cpu v3.
+#[inline(always)]
+fn add(counter: *mut u64, more: u64) {
+    // SAFETY: an aligned word of a map's element, only ever added to atomically.
+    unsafe { asm!("lock *(u64 *)({} + 0) += {}", in(reg) counter, in(reg) more) };
+}
+
+/// [`add`], for a word of half the size; adding all ones takes one away.
+#[inline(always)]
+fn add_word(counter: *mut u32, more: u64) {
+    // SAFETY: as above.
+    unsafe { asm!("lock *(u32 *)({} + 0) += {}", in(reg) counter, in(reg) more) };
+}
+
+/// What is known of the backend; made if there is nothing yet. Null if that does not fit.
+#[inline(always)]
+pub fn observed(origin: &Origin) -> *mut Observed {
+    let key = member(origin);
+    if let Some(observed) = OBSERVED.get_ptr_mut(&key) {
+        return observed;
+    }
+    let Some(blank) = BLANK.get_ptr_mut(0) else {
+        return core::ptr::null_mut();
+    };
+    // SAFETY: both point to values of the map's types. That another CPU was faster is as good.
+    unsafe {
+        bpf_map_update_elem(
+            (&raw const OBSERVED).cast_mut().cast(),
+            (&raw const key).cast_mut().cast(),
+            blank.cast(),
+            u64::from(BPF_NOEXIST),
+        )
+    };
+    match OBSERVED.get_ptr_mut(&key) {
+        Some(observed) => {
+            // SAFETY: a valid element; whoever else writes this writes the same.
+            unsafe { put(&raw mut (*observed).frontend, &origin.to.frontend) };
+            observed
+        }
+        None => {
+            if let Some(health) = HEALTH.get_ptr_mut(0) {
+                // SAFETY: an element of this CPU.
+                add(unsafe { &raw mut (*health).unobserved }, 1);
+            }
+            core::ptr::null_mut()
+        }
+    }
+}
+
+#[inline(always)]
+fn record(histogram: *mut Histogram, microseconds: u32) {
+    // The compiler knows that no bucket is outside and would leave the check out that the verifier wants to see.
+    let index = black_box(bucket(microseconds));
+    if index >= BUCKETS {
+        return;
+    }
+    // SAFETY: within the array.
+    unsafe {
+        add((&raw mut (*histogram).counts).cast::<u64>().add(index), 1);
+        add(&raw mut (*histogram).sum, u64::from(microseconds));
+    }
+}
+
+/// A client is about to connect to the backend.
+#[inline(always)]
+pub fn busier(origin: &Origin) {
+    let key = member(origin);
+    if LOAD.get_ptr_mut(&key).is_none() {
+        // That another CPU was faster is as good.
+        let _ = LOAD.insert(&key, &Load::default(), u64::from(BPF_NOEXIST));
+    }
+    match LOAD.get_ptr_mut(&key) {
+        // SAFETY: an aligned word of the element.
+        Some(load) => add_word(unsafe { &raw mut (*load).open }, 1),
+        None => {
+            if let Some(health) = HEALTH.get_ptr_mut(0) {
+                // SAFETY: an element of this CPU.
+                add(unsafe { &raw mut (*health).unweighed }, 1);
+            }
+        }
+    }
+}
+
+/// A connection to the backend is no more, or was never made.
+#[inline(always)]
+pub fn idler(origin: &Origin) {
+    if let Some(load) = LOAD.get_ptr_mut(&member(origin)) {
+        // SAFETY: an aligned word of the element.
+        add_word(unsafe { &raw mut (*load).open }, u64::MAX);
+    }
+}
+
+#[inline(always)]
+fn smooth(origin: &Origin, microseconds: u32) {
+    if let Some(load) = LOAD.get_ptr_mut(&member(origin)) {
+        // SAFETY: a valid element.
+        unsafe {
+            let old = (*load).latency;
+            (*load).latency = if old == 0 {
+                microseconds.max(1)
+            } else {
+                old - (old >> WEIGHT) + (microseconds >> WEIGHT)
+            };
+            (*load).updated = bpf_ktime_get_ns();
+        }
+    }
+}
+
+#[inline(always)]
+pub fn opened(origin: &Origin, microseconds: u32) {
+    smooth(origin, microseconds);
+    let observed = observed(origin);
+    if !observed.is_null() {
+        // SAFETY: a valid element.
+        unsafe {
+            add(&raw mut (*observed).opened, 1);
+            record(&raw mut (*observed).connect, microseconds);
+        }
+    }
+}
+
+#[inline(always)]
+pub fn closed(origin: &Origin) {
+    let observed = observed(origin);
+    if !observed.is_null() {
+        // SAFETY: a valid element.
+        add(unsafe { &raw mut (*observed).closed }, 1);
+    }
+}
+
+/// A connection was not made. That its client gave up says nothing about the backend's latency, but how long it waited.
+#[inline(always)]
+pub fn failed(origin: &Origin, failure: Failure, microseconds: u32) {
+    if failure != Failure::Abandoned {
+        smooth(origin, microseconds.max(FAILED));
+    }
+    broke(origin, failure);
+}
+
+#[inline(always)]
+pub fn broke(origin: &Origin, failure: Failure) {
+    let observed = observed(origin);
+    let index = black_box(failure as usize);
+    if !observed.is_null() && index < FAILURES {
+        // SAFETY: within the array of a valid element.
+        unsafe { add((&raw mut (*observed).failures).cast::<u64>().add(index), 1) };
+    }
+}
+
+#[inline(always)]
+pub fn round_trip(origin: &Origin, microseconds: u32) {
+    let observed = observed(origin);
+    if !observed.is_null() {
+        // SAFETY: a valid element.
+        record(unsafe { &raw mut (*observed).rtt }, microseconds);
+    }
+}
+
+/// Adds what was sent and received since the last time; `farewell` bytes of both are the connection's own.
+#[inline(always)]
+pub fn traffic(ops: *mut bpf_sock_ops, origin: &mut Origin, farewell: u64) {
+    let sent = field!(ops, bytes_acked).saturating_sub(farewell);
+    let received = field!(ops, bytes_received).saturating_sub(farewell);
+    let retransmits = field!(ops, total_retrans);
+    let flow = &mut origin.flow;
+    let more_sent = sent.saturating_sub(flow.sent);
+    let more_received = received.saturating_sub(flow.received);
+    let more_retransmits = retransmits.saturating_sub(flow.retransmits);
+    if more_sent == 0 && more_received == 0 && more_retransmits == 0 {
+        return;
+    }
+    flow.sent += more_sent;
+    flow.received += more_received;
+    flow.retransmits += more_retransmits;
+    let observed = observed(origin);
+    if !observed.is_null() {
+        // SAFETY: a valid element.
+        unsafe {
+            add(&raw mut (*observed).sent, more_sent);
+            add(&raw mut (*observed).received, more_received);
+            add(&raw mut (*observed).retransmits, u64::from(more_retransmits));
+        }
+    }
+}
