@@ -8,7 +8,7 @@ use std::time::Duration;
 use xtask::vm::{self, Job, Kit};
 
 /// Emulation is slow: a job that takes this long hangs.
-const TIMEOUT: Duration = Duration::from_secs(240);
+const TIMEOUT: Duration = Duration::from_secs(280);
 
 /// What the script found.
 struct Checks(BTreeMap<String, String>);

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 
@@ -65,7 +66,7 @@ fn host_and_pods_reach_each_other() {
 
     let server = host.inside(&b.pinned, || Server::tcp(at(b.ip, 8080), "b"));
     let on_host = Server::tcp(at(a.node, 9090), "host");
-    let peer = |address: SocketAddrV4| TcpStream::connect(address).unwrap().local_addr().unwrap().ip();
+    let peer = |address: SocketAddr| TcpStream::connect(address).unwrap().local_addr().unwrap().ip();
 
     assert_eq!(ask_tcp(server.address).unwrap(), "b", "host to pod");
     assert_eq!(
@@ -106,11 +107,11 @@ fn pods_reach_each_other_through_a_service() {
     // A resolver-like socket in a pod learns that its backend is gone.
     let socket = host.inside(&a.pinned, || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        socket.connect(SocketAddr::V4(address)).unwrap();
+        socket.connect(address).unwrap();
         assert_eq!(ask_connected(&socket).unwrap(), "b");
         socket
     });
-    let report = proxy.apply(&Tables::default()).unwrap();
+    let report = proxy.apply(&BTreeMap::default()).unwrap();
     assert_eq!(report.destroyed, 1);
     assert!(socket.take_error().unwrap().is_some());
 }

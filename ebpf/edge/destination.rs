@@ -67,7 +67,11 @@ fn apply(skb: *mut __sk_buff, packet: *mut Packet, track: &Track) -> u32 {
         return FINAL;
     }
     replace_destination(skb, packet);
-    if track.flags & track::FINAL != 0 { FINAL } else { REPLACED }
+    if track.flags & track::FINAL != 0 {
+        FINAL
+    } else {
+        REPLACED
+    }
 }
 
 /// A packet for a service that belongs to no known flow.

@@ -66,7 +66,9 @@ fn from_pod(ctx: TcContext) -> i32 {
         if (*packet).v6 != 0 && forward::is_link_scope(&(*packet).sender) {
             return PASS;
         }
-        let own = LOCAL.get(&(*packet).sender).is_some_and(|local| local.interface == (*skb).ifindex);
+        let own = LOCAL
+            .get(&(*packet).sender)
+            .is_some_and(|local| local.interface == (*skb).ifindex);
         if !own {
             count(Reason::SpoofedSource);
             return SHOT;

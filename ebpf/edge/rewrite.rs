@@ -2,7 +2,7 @@
 //!
 //! In an ICMP error the quoted packet is changed the other way round: the error's destination is the quoted source.
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, __sk_buff};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
 
 use crate::packet::{ERROR, ICMP, ICMP6, LATER_FRAGMENT, NETWORK, Packet, SCTP, TCP, UDP, load_u8, load_u16};

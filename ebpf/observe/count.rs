@@ -94,20 +94,23 @@ fn record(histogram: *mut Histogram, microseconds: u32) {
 #[inline(always)]
 pub fn busier(origin: &Origin) {
     let key = member(origin);
-    if LOAD.get_ptr_mut(&key).is_none() {
-        // That another CPU was faster is as good.
-        let _ = LOAD.insert(&key, &Load::default(), u64::from(BPF_NOEXIST));
-    }
-    match LOAD.get_ptr_mut(&key) {
-        // SAFETY: an aligned word of the element.
-        Some(load) => add_word(unsafe { &raw mut (*load).open }, 1),
+    let load = match LOAD.get_ptr_mut(&key) {
+        Some(load) => load,
         None => {
-            if let Some(health) = HEALTH.get_ptr_mut(0) {
-                // SAFETY: an element of this CPU.
-                add(unsafe { &raw mut (*health).unweighed }, 1);
-            }
+            // That another CPU was faster is as good.
+            let _ = LOAD.insert(&key, &Load::default(), u64::from(BPF_NOEXIST));
+            let Some(load) = LOAD.get_ptr_mut(&key) else {
+                if let Some(health) = HEALTH.get_ptr_mut(0) {
+                    // SAFETY: an element of this CPU.
+                    add(unsafe { &raw mut (*health).unweighed }, 1);
+                }
+                return;
+            };
+            load
         }
-    }
+    };
+    // SAFETY: an aligned word of the element.
+    add_word(unsafe { &raw mut (*load).open }, 1);
 }
 
 /// A connection to the backend is no more, or was never made.
@@ -135,10 +138,10 @@ fn smooth(origin: &Origin, microseconds: u32) {
     }
 }
 
+/// A connection was made; `observed` is the backend's element, or null.
 #[inline(always)]
-pub fn opened(origin: &Origin, microseconds: u32) {
+pub fn opened(origin: &Origin, observed: *mut Observed, microseconds: u32) {
     smooth(origin, microseconds);
-    let observed = observed(origin);
     if !observed.is_null() {
         // SAFETY: a valid element.
         unsafe {

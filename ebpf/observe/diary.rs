@@ -6,11 +6,12 @@
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::bindings::bpf_sock_ops;
-use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::{
+    bpf_get_smp_processor_id, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
+};
 use hull_ebpf_types::Origin;
-use hull_ebpf_types::observe::{DIARY_RATE, Event, Failure, Observed};
+use hull_ebpf_types::observe::{DIARY_RATE, Event, Observed};
 
-use crate::count;
 use crate::maps::{DIARY, HEALTH, PAGES, put};
 use crate::socket::{self, field};
 
@@ -20,18 +21,11 @@ static LINES: u32 = 1;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Writes a line, if the backend has not had its share of this second.
+/// Writes a line.
 #[inline(always)]
-pub fn write(ops: *mut bpf_sock_ops, origin: &mut Origin, event: Event, failure: Option<Failure>) {
+pub fn write(ops: *mut bpf_sock_ops, origin: &Origin, event: Event, failure: u32) {
     // SAFETY: a helper without preconditions.
     let time = unsafe { bpf_ktime_get_ns() };
-    if failure.is_none() && origin.flow.in_diary == 0 {
-        // The end of what has no beginning here says little.
-        if event as u32 != Event::Opened as u32 || !has_room(count::observed(origin), time) {
-            return;
-        }
-        origin.flow.in_diary = 1;
-    }
     let Some(page) = PAGES.get_ptr_mut(0) else { return };
     // SAFETY: the agent sets this word before the kernel sees it and freezes it; volatile keeps it a word in memory.
     let lines = unsafe { read_volatile(&raw const LINES) };
@@ -63,20 +57,19 @@ pub fn write(ops: *mut bpf_sock_ops, origin: &mut Origin, event: Event, failure:
         (*entry).retransmits = origin.flow.retransmits;
         (*entry).rtt = rtt;
         (*entry).event = event as u32;
-        (*entry).failure = match failure {
-            Some(failure) => failure as u32,
-            None => 0,
-        };
+        (*entry).failure = failure;
         write_volatile(&raw mut (*entry).time, time);
     }
 }
 
+/// Whether the backend has not had its share of this second; then it has one less.
 #[inline(always)]
-fn has_room(observed: *mut Observed, time: u64) -> bool {
+pub fn has_room(observed: *mut Observed) -> bool {
     if observed.is_null() {
         return false;
     }
-    let second = (time / SECOND) as u32;
+    // SAFETY: a helper without preconditions.
+    let second = (unsafe { bpf_ktime_get_coarse_ns() } / SECOND) as u32;
     // SAFETY: a valid element; a lost count is one line more.
     unsafe {
         if (*observed).second != second {

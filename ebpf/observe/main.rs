@@ -104,8 +104,12 @@ fn opened(ops: *mut bpf_sock_ops, origin: &mut Origin) {
     let microseconds = since_connect(origin);
     // The SYN is acknowledged as if it were a byte.
     origin.flow.sent = field!(ops, bytes_acked);
-    count::opened(origin, microseconds);
-    diary::write(ops, origin, Event::Opened, None);
+    let observed = count::observed(origin);
+    count::opened(origin, observed, microseconds);
+    if diary::has_room(observed) {
+        origin.flow.in_diary = 1;
+        diary::write(ops, origin, Event::Opened, 0);
+    }
 }
 
 #[inline(always)]
@@ -114,7 +118,7 @@ fn failed(ops: *mut bpf_sock_ops, origin: &mut Origin) {
     count::idler(origin);
     count::failed(origin, failure, since_connect(origin));
     count::traffic(ops, origin, 0);
-    diary::write(ops, origin, Event::Failed, Some(failure));
+    diary::write(ops, origin, Event::Failed, failure as u32);
 }
 
 /// An open connection is gone at once, without a farewell.
@@ -126,7 +130,7 @@ fn broken(ops: *mut bpf_sock_ops, origin: &mut Origin, old: u32) {
     }
     count::traffic(ops, origin, 0);
     count::broke(origin, failure);
-    diary::write(ops, origin, Event::Broken, Some(failure));
+    diary::write(ops, origin, Event::Broken, failure as u32);
 }
 
 #[inline(always)]
@@ -134,7 +138,10 @@ fn ended(ops: *mut bpf_sock_ops, origin: &mut Origin, old: u32) {
     // Both FINs are counted as if they were bytes.
     let farewell = u64::from(matches!(old, FIN_WAIT2 | CLOSING | LAST_ACK));
     count::traffic(ops, origin, farewell);
-    diary::write(ops, origin, Event::Closed, None);
+    // The end of what has no beginning there says little.
+    if origin.flow.in_diary != 0 {
+        diary::write(ops, origin, Event::Closed, 0);
+    }
 }
 
 /// A round-trip time was measured: recorded once in a tick of the kernel's clock, however many there are.

@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: the figures that hull publishes, measured side by side in one run.
 
 mod cluster;
+mod dns;
+mod proxy;
 mod runtime;
 
 use std::path::PathBuf;
@@ -30,6 +32,14 @@ enum Command {
         #[arg(long, default_value_t = 50)]
         pods: usize,
     },
+    /// DNS from a pod beside other servers found here (unbound, dnsmasq) and beside an echo
+    Dns {
+        /// How many questions each server is asked
+        #[arg(long, default_value_t = 20_000)]
+        questions: usize,
+    },
+    /// Services beside the rule sets of kube-proxy (iptables, nftables) and beside no proxy at all
+    Proxy(proxy::Options),
     /// The OCI runtime beside others found here (crun, runc, youki) and beside the bare floor
     Runtime(runtime::Options),
 }
@@ -49,6 +59,8 @@ fn run() -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "benchmarks need root");
     match options.command {
         Command::Cluster { starts, pods } => cluster::run(&options.binaries, starts, pods),
+        Command::Dns { questions } => dns::run(questions),
+        Command::Proxy(figures) => proxy::run(&figures),
         Command::Runtime(figures) => runtime::run(&options.binaries, &figures),
     }
 }

@@ -3,12 +3,13 @@
 use serde_json::{Value, json};
 
 use crate::cgroup::systemd;
+use crate::plan::KEEP_GROUPS;
 use crate::{caps, seccomp};
 
 /// Highest version of the runtime specification that is implemented.
 pub const OCI_VERSION: &str = "1.3.0";
 
-const MOUNT_OPTIONS: &[&str] = &[
+pub(crate) const MOUNT_OPTIONS: &[&str] = &[
     "async",
     "atime",
     "bind",
@@ -17,14 +18,17 @@ const MOUNT_OPTIONS: &[&str] = &[
     "diratime",
     "dirsync",
     "exec",
-    "iversion",
+    "idmap",
     "lazytime",
     "loud",
+    "mand",
     "noatime",
     "nodev",
     "nodiratime",
     "noexec",
+    "noiversion",
     "nolazytime",
+    "nomand",
     "norelatime",
     "nostrictatime",
     "nosuid",
@@ -37,10 +41,13 @@ const MOUNT_OPTIONS: &[&str] = &[
     "relatime",
     "remount",
     "rexec",
+    "ridmap",
     "rnoatime",
     "rnodev",
     "rnodiratime",
     "rnoexec",
+    "rnorelatime",
+    "rnostrictatime",
     "rnosuid",
     "rnosymfollow",
     "ro",
@@ -56,9 +63,12 @@ const MOUNT_OPTIONS: &[&str] = &[
     "runbindable",
     "rw",
     "shared",
+    "silent",
     "slave",
     "strictatime",
     "suid",
+    "sync",
+    "tmpcopyup",
     "unbindable",
 ];
 
@@ -101,7 +111,7 @@ pub fn document() -> Value {
             "netDevices": {"enabled": true}
         },
         "annotations": {"io.hull.runtime.version": env!("CARGO_PKG_VERSION")},
-        "potentiallyUnsafeConfigAnnotations": [systemd::ANNOTATION]
+        "potentiallyUnsafeConfigAnnotations": [systemd::ANNOTATION, KEEP_GROUPS]
     })
 }
 

@@ -167,6 +167,16 @@ pub(crate) fn run(stage: &str, hooks: &[Hook], state: &HookState, pid: i32) -> S
     Ok(())
 }
 
+/// Run all hooks of one stage, whatever becomes of each: failures are only warned about.
+pub(crate) fn run_all(stage: &str, hooks: &[Hook], state: &HookState, pid: i32) {
+    for (index, hook) in hooks.iter().enumerate() {
+        if let Err(fault) = hook.run(state, pid) {
+            let path = Shown(&hook.path);
+            crate::error::warn(&format!("running {stage} hook #{index} {path}: {fault}"));
+        }
+    }
+}
+
 impl Hook {
     fn run(&self, state: &HookState, pid: i32) -> Step {
         let input = rustix::fs::memfd_create(c"state", MemfdFlags::CLOEXEC).explain(format_args!("memfd_create"))?;

@@ -44,12 +44,14 @@ fn killed_at(bundle: &Bundle, arguments: &[&str], last: usize) -> bool {
         unsafe { libc::ptrace(libc::PTRACE_SYSCALL, pid, 0, signal) };
         status = wait_for(pid);
     }
+    // Reaped above: only std does not know.
+    let _ = child.wait();
     libc::WIFEXITED(status)
 }
 
 fn wait_for(pid: libc::pid_t) -> i32 {
     let mut status = 0;
-    // SAFETY: our own child, not reaped yet: Child::wait is never called for it.
+    // SAFETY: our own child, not reaped yet.
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
     status
 }

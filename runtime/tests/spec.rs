@@ -298,3 +298,75 @@ fn rules_for_devices_are_replaced_by_update() {
     bundle.call(&["update", "-r", rules.to_str().unwrap(), &bundle.id]).ok();
     assert_ne!(open(), Some(0), "and forbidden again by the third");
 }
+
+#[test]
+fn every_mount_option_of_features_can_be_given() {
+    let mut bundle = Bundle::new("grep -c ' /m/' /proc/self/mountinfo");
+    let features: Value = serde_json::from_str(bundle.call(&["features"]).ok()).unwrap();
+    let options = features["mountOptions"].as_array().unwrap();
+    // A mandatory lock needs a kernel that still has them; an unbindable or id-mapped mount something to bind or map.
+    let plain = |option: &&Value| !matches!(option.as_str(), Some("bind" | "rbind" | "idmap" | "ridmap" | "mand"));
+    let plain: Vec<&Value> = options.iter().filter(plain).collect();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    for option in &plain {
+        let target = format!("/m/{}", option.as_str().unwrap());
+        mounts.push(json!({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": [option]}));
+    }
+    assert_eq!(bundle.run().ok(), plain.len().to_string());
+}
+
+#[test]
+fn a_procfs_may_take_the_place_of_proc_and_nothing_else() {
+    let mut bundle = Bundle::new("test -e /proc/self/status && echo proc");
+    bundle.config["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]);
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts[0] = json!({"destination": "/proc", "type": "bind", "source": "/proc", "options": ["rbind", "nosuid"]});
+    assert_eq!(bundle.run().ok(), "proc");
+    fs::create_dir(bundle.path("volume")).unwrap();
+    let volume = bundle.path("volume");
+    bundle.config["mounts"][0]["source"] = json!(volume);
+    bundle.run().fails("nothing but a procfs");
+    bundle.config["mounts"][0]["source"] = json!("/proc/self");
+    bundle.run().fails("nothing but a procfs");
+}
+
+#[test]
+fn poststop_hooks_run_each_and_poststart_hooks_by_their_version() {
+    let mut bundle = Bundle::new("sleep 1000");
+    let trace = bundle.path("trace");
+    let hook = |what: &str| {
+        let script = format!("echo {what} >> {}; {what}", trace.display());
+        json!({"path": "/bin/sh", "args": ["sh", "-c", script]})
+    };
+    bundle.config["hooks"] = json!({
+        "poststart": [hook("false"), hook("true")],
+        "poststop": [hook("false"), hook("true")]
+    });
+    bundle.config["ociVersion"] = json!("1.0.2");
+    bundle.create().ok();
+    bundle.start().ok();
+    assert_eq!(bundle.state()["status"], "running");
+    bundle.call(&["delete", "--force", &bundle.id]).ok();
+    assert_eq!(fs::read_to_string(&trace).unwrap(), "false\ntrue\nfalse\ntrue\n");
+    fs::remove_file(&trace).unwrap();
+    bundle.config["ociVersion"] = json!("1.3.0");
+    bundle.create().ok();
+    bundle.start().fails("poststart hook #0");
+    bundle.call(&["delete", "--force", &bundle.id]).ok();
+    assert_eq!(fs::read_to_string(&trace).unwrap(), "false\nfalse\ntrue\n");
+}
+
+#[test]
+fn a_failed_create_runs_poststop_hooks_and_leaves_nothing() {
+    let mut bundle = Bundle::new("true");
+    let trace = bundle.path("trace");
+    let hook = |script: String| json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+    bundle.config["hooks"] = json!({
+        "createRuntime": hook("exit 3".into()),
+        "poststop": hook(format!("cat > {}", trace.display()))
+    });
+    bundle.create().fails("createRuntime hook #0");
+    let state: Value = serde_json::from_str(&fs::read_to_string(&trace).unwrap()).unwrap();
+    assert_eq!(state["status"], "stopped");
+    assert!(!bundle.state_dir().exists() && !bundle.cgroup().exists());
+}

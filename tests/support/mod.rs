@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of the support code")]
 
+pub mod nodes;
+
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

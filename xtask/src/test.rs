@@ -13,6 +13,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "programs inside test containers"),
     ("iproute2", "network namespaces that stand for hosts"),
     ("e2fsprogs", "file systems of limited size and scratch disks"),
+    ("dnsutils", "dig: a DNS client that others wrote"),
     ("docker-registry", "a real image registry on loopback"),
     ("skopeo", "pushing images to that registry"),
     ("podman", "an engine that drives hull-runtime, with conmon"),

@@ -7,8 +7,9 @@ use std::net::IpAddr;
 
 use parking_lot::RwLockReadGuard;
 
+use super::find::{Found, Ports, find};
 use super::name::Name;
-use super::records::{Host, Hosts, Port, ServiceRecords, Shape, undashed};
+use super::records::{Host, Hosts, Port, ServiceRecords, Shape};
 use super::reply::{Owner, QUESTION, Reply, Section};
 use super::request::Request;
 use super::wire::{HEADER, code, kind};
@@ -38,29 +39,6 @@ pub(super) enum Verdict {
     Alias(Box<Name>),
     /// The cluster's services are not known yet.
     NotReady,
-}
-
-/// What a name of the zone leads to.
-enum Found<'z, 'n> {
-    /// Exists only because names below it do.
-    Empty,
-    Apex,
-    Version,
-    NameServer,
-    Pod(IpAddr),
-    Service(&'z Key, &'z ServiceRecords, Ports<'n>),
-    /// Hosts of one name, as places in the service's list.
-    Hosts(&'z Key, &'z Hosts, &'z [u32]),
-}
-
-/// Which ports of a service are meant: all, or one by name and protocol.
-#[derive(Clone, Copy)]
-struct Ports<'n>(Option<(&'n [u8], &'n [u8])>);
-
-impl Ports<'_> {
-    fn have(self, port: &Port) -> bool {
-        self.0.is_none_or(|(name, protocol)| port.name.as_bytes() == name && port.protocol.as_bytes() == protocol)
-    }
 }
 
 /// Where the names of a reply are that others can be shortened with.
@@ -103,12 +81,22 @@ impl Zone {
     ) -> Verdict {
         let mut name = std::borrow::Cow::Borrowed(&request.name);
         for _ in 0..MAX_ALIASES {
-            let found = name.relative_to(&self.domain).and_then(|count| find(tables, &name, count));
+            let found = name
+                .relative_to(&self.domain)
+                .and_then(|count| find(tables, &name, count));
             let target = match &found {
-                Some(Found::Service(_, ServiceRecords { shape: Shape::External { target }, .. }, _)) => target,
+                Some(Found::Service(
+                    _,
+                    ServiceRecords {
+                        shape: Shape::External { target },
+                        ..
+                    },
+                    _,
+                )) => target,
                 _ => return self.conclude(found, request.kind, reply, places, rotation),
             };
-            let Some(place) = reply.record(Section::Answer, Owner::At(places.owner), kind::CNAME, TTL, &[target]) else {
+            let Some(place) = reply.record(Section::Answer, Owner::At(places.owner), kind::CNAME, TTL, &[target])
+            else {
                 return Verdict::Answered(code::NOERROR);
             };
             let Some((target, _)) = Name::read(target, 0) else {
@@ -149,7 +137,9 @@ impl Zone {
     fn records(&self, found: &Found<'_, '_>, kind: u16, reply: &mut Reply<'_>, places: Places, rotation: usize) {
         let owner = Owner::At(places.owner);
         let addresses = |reply: &mut Reply<'_>, all: &[IpAddr]| {
-            write_addresses(reply, Section::Answer, owner, kind, all.len(), rotation, |index| all[index]);
+            write_addresses(reply, Section::Answer, owner, kind, all.len(), rotation, |index| {
+                all[index]
+            });
         };
         match (found, kind) {
             (_, kind::ANY) => {
@@ -179,13 +169,22 @@ impl Zone {
                 }
             },
             (Found::Hosts(_, hosts, some), _) => {
-                write_hosts(reply, owner, kind, some.len(), rotation, |index| Some(hosts.at(some[index])));
+                write_hosts(reply, owner, kind, some.len(), rotation, |index| {
+                    Some(hosts.at(some[index]))
+                });
             }
             _ => {}
         }
     }
 
-    fn service_srv(&self, reply: &mut Reply<'_>, owner: Owner<'_>, key: &Key, records: &ServiceRecords, ports: Ports<'_>) {
+    fn service_srv(
+        &self,
+        reply: &mut Reply<'_>,
+        owner: Owner<'_>,
+        key: &Key,
+        records: &ServiceRecords,
+        ports: Ports<'_>,
+    ) {
         let Shape::Cluster { addresses, ports: all } = &records.shape else {
             return self.host_srv(reply, owner, key, &records.hosts, records.hosts.by_label(), ports);
         };
@@ -200,7 +199,9 @@ impl Zone {
         let Some(target) = target else { return };
         for kind in [kind::A, kind::AAAA] {
             let owner = Owner::At(target + SRV_FIELDS);
-            write_addresses(reply, Section::Additional, owner, kind, addresses.len(), 0, |index| addresses[index]);
+            write_addresses(reply, Section::Additional, owner, kind, addresses.len(), 0, |index| {
+                addresses[index]
+            });
         }
     }
 
@@ -232,7 +233,14 @@ impl Zone {
                 done.push(port);
                 let fixed = srv_fields(weight, port.number);
                 let length = [label.len() as u8];
-                let data: [&[u8]; 6] = [&fixed, &length, label.as_bytes(), key, b"\x03svc", self.domain.as_bytes()];
+                let data: [&[u8]; 6] = [
+                    &fixed,
+                    &length,
+                    label.as_bytes(),
+                    key,
+                    b"\x03svc",
+                    self.domain.as_bytes(),
+                ];
                 let place = reply.record(Section::Answer, owner, kind::SRV, TTL, &data);
                 target = target.or(place);
             }
@@ -253,7 +261,15 @@ impl Zone {
         };
         for kind in [kind::A, kind::AAAA] {
             let servers = &self.servers;
-            write_addresses(reply, Section::Additional, Owner::At(place), kind, servers.len(), 0, |index| servers[index]);
+            write_addresses(
+                reply,
+                Section::Additional,
+                Owner::At(place),
+                kind,
+                servers.len(),
+                0,
+                |index| servers[index],
+            );
         }
     }
 
@@ -261,68 +277,16 @@ impl Zone {
     pub(super) fn soa(&self, reply: &mut Reply<'_>, section: Section, apex: usize, owner: Owner<'_>) {
         let mut numbers = [0; 20];
         let [refresh, retry, expire] = REFRESH_RETRY_EXPIRE;
-        for (place, number) in numbers.chunks_exact_mut(4).zip([self.serial(), refresh, retry, expire, TTL]) {
+        for (place, number) in numbers
+            .chunks_exact_mut(4)
+            .zip([self.serial(), refresh, retry, expire, TTL])
+        {
             place.copy_from_slice(&number.to_be_bytes());
         }
         let short = pointer(apex);
         let domain = if apex == 0 { self.domain.as_bytes() } else { &short };
         let data = [NAME_SERVER, domain, MAILBOX, domain, &numbers];
         reply.record(section, owner, kind::SOA, TTL, &data);
-    }
-}
-
-/// What the name leads to, whose first `relative` labels are before the cluster's domain; `None` when it does not exist.
-fn find<'z, 'n>(tables: &'z Tables, name: &'n Name, relative: usize) -> Option<Found<'z, 'n>> {
-    let Some(top) = relative.checked_sub(1) else {
-        return Some(Found::Apex);
-    };
-    match (name.label(top), top) {
-        (b"svc", 0) | (b"pod", 0) | (b"dns", 0) => Some(Found::Empty),
-        (b"svc", _) => find_service(tables, name, top),
-        // Any namespace will do, as in CoreDNS' `pods insecure`: the record tells nothing that the name does not.
-        (b"pod", 1) => Some(Found::Empty),
-        (b"pod", 2) => undashed(name.label(0)).map(Found::Pod),
-        (b"dns-version", 0) => Some(Found::Version),
-        (b"dns", 1) => (name.label(0) == b"ns").then_some(Found::NameServer),
-        _ => None,
-    }
-}
-
-/// As [`find`]; the label at `svc` is that one.
-fn find_service<'z, 'n>(tables: &'z Tables, name: &'n Name, svc: usize) -> Option<Found<'z, 'n>> {
-    let Some(first) = svc.checked_sub(2) else {
-        return tables.namespaces.contains_key(name.labels(0, 1)).then_some(Found::Empty);
-    };
-    let (key, records) = tables.service(name.labels(first, svc))?;
-    let external = matches!(records.shape, Shape::External { .. });
-    let headless = matches!(records.shape, Shape::Headless);
-    match first {
-        0 if headless && records.hosts.all().is_empty() => None,
-        0 => Some(Found::Service(key, records, Ports(None))),
-        _ if external => None,
-        1 => {
-            let hosts = records.hosts.called(name.label(0));
-            if !hosts.is_empty() {
-                return Some(Found::Hosts(key, &records.hosts, hosts));
-            }
-            let protocol = name.label(0).strip_prefix(b"_")?;
-            has_port(records, |port| port.protocol.as_bytes() == protocol).then_some(Found::Empty)
-        }
-        2 => {
-            let ports = (name.label(0).strip_prefix(b"_")?, name.label(1).strip_prefix(b"_")?);
-            let ports = Ports(Some(ports));
-            has_port(records, |port| ports.have(port)).then_some(Found::Service(key, records, ports))
-        }
-        _ => None,
-    }
-}
-
-/// Whether the service, or a host of a headless one, has such a port.
-fn has_port(records: &ServiceRecords, wanted: impl Fn(&Port) -> bool) -> bool {
-    match &records.shape {
-        Shape::Cluster { ports, .. } => ports.iter().any(wanted),
-        Shape::Headless => records.hosts.all_ports().any(wanted),
-        Shape::External { .. } => false,
     }
 }
 

@@ -82,7 +82,8 @@ impl Cache {
 
     /// The reply to a question, be it past its time; a failure is no reply.
     pub(super) fn get_stale(&mut self, query: &Query, now: Instant) -> Option<Arc<Stored>> {
-        self.find(query, now, MAX_STALE).filter(|stored| stored.code() != super::wire::code::SERVFAIL)
+        self.find(query, now, MAX_STALE)
+            .filter(|stored| stored.code() != super::wire::code::SERVFAIL)
     }
 
     fn find(&mut self, query: &Query, now: Instant, tolerance: Duration) -> Option<Arc<Stored>> {
@@ -166,10 +167,16 @@ mod tests {
         assert!(cache.get_stale(&query("a.example"), after(11)).is_some());
         assert!(cache.get_stale(&query("a.example"), after(4000)).is_none());
         assert!(cache.get(&query("b.example"), now).is_none(), "a lifetime of zero");
-        let signed = Query { dnssec: true, ..query("a.example") };
+        let signed = Query {
+            dnssec: true,
+            ..query("a.example")
+        };
         assert!(cache.get(&signed, now).is_none());
         cache.clear();
-        assert_eq!((cache.get_stale(&query("a.example"), now).is_none(), cache.size()), (true, (0, 0)));
+        assert_eq!(
+            (cache.get_stale(&query("a.example"), now).is_none(), cache.size()),
+            (true, (0, 0))
+        );
     }
 
     #[test]

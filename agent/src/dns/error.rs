@@ -20,6 +20,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The cluster's domain is no domain.
-    #[error("the cluster's domain {0:?} is no DNS name: labels of 1 to 63 characters with dots between them are needed")]
+    #[error(
+        "the cluster's domain {0:?} is no DNS name: labels of 1 to 63 characters with dots between them are needed"
+    )]
     Domain(String),
 }

@@ -6,8 +6,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,7 +125,12 @@ impl Forwarder {
             self.metrics.stale();
             return stale;
         }
-        let question = [query.name.as_bytes(), &query.kind.to_be_bytes(), &CLASS_IN.to_be_bytes()].concat();
+        let question = [
+            query.name.as_bytes(),
+            &query.kind.to_be_bytes(),
+            &CLASS_IN.to_be_bytes(),
+        ]
+        .concat();
         Arc::new(Stored::failure(&question, now))
     }
 

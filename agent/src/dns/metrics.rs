@@ -23,7 +23,9 @@ const KINDS: [(u16, &str); 12] = [
     (kind::ANY, "ANY"),
     (0, "other"),
 ];
-const CODES: [&str; 7] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "other"];
+const CODES: [&str; 7] = [
+    "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "other",
+];
 /// Upper bounds of the histogram's buckets, microseconds: from an answer out of memory to a client that gives up.
 const BUCKETS: [u64; 14] = [
     5, 10, 25, 50, 100, 250, 500, 1_000, 5_000, 25_000, 100_000, 500_000, 1_000_000, 5_000_000,
@@ -126,7 +128,10 @@ impl Metrics {
             for (counter, (_, kind)) in requests.iter().zip(KINDS) {
                 let count = read(counter);
                 if count > 0 {
-                    let _ = writeln!(out, "hull_dns_requests_total{{proto=\"{proto}\",type=\"{kind}\"}} {count}");
+                    let _ = writeln!(
+                        out,
+                        "hull_dns_requests_total{{proto=\"{proto}\",type=\"{kind}\"}} {count}"
+                    );
                 }
             }
         }
@@ -141,11 +146,31 @@ impl Metrics {
         head(out, "hull_dns_forward_duration_seconds", "histogram", text);
         self.forward.write(out, "hull_dns_forward_duration_seconds");
         for (name, text, counter) in [
-            ("hull_dns_forward_failures_total", "Lookups that no resolver answered.", &self.forward_failures),
-            ("hull_dns_cache_hits_total", "Questions for other domains answered from the cache.", &self.cache_hits),
-            ("hull_dns_cache_misses_total", "Questions for other domains not in the cache.", &self.cache_misses),
-            ("hull_dns_cache_served_stale_total", "Answers served past their time.", &self.stale),
-            ("hull_dns_connections_refused_total", "TCP connections above the limits.", &self.refused_connections),
+            (
+                "hull_dns_forward_failures_total",
+                "Lookups that no resolver answered.",
+                &self.forward_failures,
+            ),
+            (
+                "hull_dns_cache_hits_total",
+                "Questions for other domains answered from the cache.",
+                &self.cache_hits,
+            ),
+            (
+                "hull_dns_cache_misses_total",
+                "Questions for other domains not in the cache.",
+                &self.cache_misses,
+            ),
+            (
+                "hull_dns_cache_served_stale_total",
+                "Answers served past their time.",
+                &self.stale,
+            ),
+            (
+                "hull_dns_connections_refused_total",
+                "TCP connections above the limits.",
+                &self.refused_connections,
+            ),
         ] {
             head(out, name, "counter", text);
             let _ = writeln!(out, "{name} {}", read(counter));

@@ -7,6 +7,7 @@
 mod answer;
 mod cache;
 mod error;
+mod find;
 mod forward;
 mod metrics;
 mod name;

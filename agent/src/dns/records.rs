@@ -24,7 +24,10 @@ pub struct ServiceRecords {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     /// Answers with its own addresses.
-    Cluster { addresses: Box<[IpAddr]>, ports: Box<[Port]> },
+    Cluster {
+        addresses: Box<[IpAddr]>,
+        ports: Box<[Port]>,
+    },
     /// Answers with its hosts.
     Headless,
     /// Another name for something, in wire form with the root.
@@ -61,10 +64,7 @@ pub(super) struct Hosts {
 
 impl ServiceRecords {
     /// The records of a service with all its endpoint slices, of both families; `None` when it has no names (yet).
-    pub fn new<'a>(
-        service: &Service,
-        slices: impl IntoIterator<Item = &'a Slice>,
-    ) -> Option<ServiceRecords> {
+    pub fn new<'a>(service: &Service, slices: impl IntoIterator<Item = &'a Slice>) -> Option<ServiceRecords> {
         let spec = service.spec.as_ref()?;
         if spec.type_.as_deref() == Some("ExternalName") {
             let target = spec.external_name.as_deref().and_then(alias_target)?;
@@ -250,7 +250,11 @@ struct PortSets {
 impl PortSets {
     fn of(&mut self, slice: &Slice) -> u16 {
         let ports = slice.ports();
-        self.add(ports.map(|(name, protocol, number)| Port::new(name, protocol, number)).collect())
+        self.add(
+            ports
+                .map(|(name, protocol, number)| Port::new(name, protocol, number))
+                .collect(),
+        )
     }
 
     fn union(&mut self, first: u16, second: u16) -> u16 {
@@ -307,31 +311,51 @@ mod tests {
     }
 
     fn labels(records: &ServiceRecords) -> Vec<String> {
-        records.hosts.all().iter().map(|host| host.label().into_owned()).collect()
+        records
+            .hosts
+            .all()
+            .iter()
+            .map(|host| host.label().into_owned())
+            .collect()
     }
 
     #[test]
     fn hosts_of_several_slices_are_merged() {
         let slices = [
-            slice("IPv4", 80, json!([{"addresses": ["10.0.0.2"]}, {"addresses": ["10.0.0.1"], "hostname": "A"}])),
+            slice(
+                "IPv4",
+                80,
+                json!([{"addresses": ["10.0.0.2"]}, {"addresses": ["10.0.0.1"], "hostname": "A"}]),
+            ),
             slice("IPv4", 81, json!([{"addresses": ["10.0.0.2"]}])),
             slice("IPv6", 80, json!([{"addresses": ["fd00::1"], "hostname": "a"}])),
         ];
         let records = ServiceRecords::new(&service(json!({"clusterIP": "None"})), &slices).unwrap();
         assert_eq!(labels(&records), ["a", "10-0-0-2", "a"]);
         let hosts = &records.hosts;
-        let numbers = |place: u32| -> Vec<u16> { hosts.ports(hosts.at(place)).iter().map(|port| port.number).collect() };
+        let numbers =
+            |place: u32| -> Vec<u16> { hosts.ports(hosts.at(place)).iter().map(|port| port.number).collect() };
         assert_eq!((numbers(0), numbers(1)), (vec![80], vec![80, 81]));
-        assert_eq!((hosts.called(b"a"), hosts.called(b"10-0-0-2")), ([0, 2].as_slice(), [1].as_slice()));
+        assert_eq!(
+            (hosts.called(b"a"), hosts.called(b"10-0-0-2")),
+            ([0, 2].as_slice(), [1].as_slice())
+        );
         assert!(hosts.called(b"10-0-0-1").is_empty() && hosts.called(b"b").is_empty());
     }
 
     #[test]
     fn unready_endpoints_count_where_the_service_says_so() {
-        let slices = [slice("IPv4", 80, json!([{"addresses": ["10.0.0.2"], "conditions": {"ready": false}}]))];
+        let slices = [slice(
+            "IPv4",
+            80,
+            json!([{"addresses": ["10.0.0.2"], "conditions": {"ready": false}}]),
+        )];
         let count = |service: &Service| ServiceRecords::new(service, &slices).unwrap().hosts.all().len();
         assert_eq!(count(&service(json!({"clusterIP": "None"}))), 0);
-        assert_eq!(count(&service(json!({"clusterIP": "None", "publishNotReadyAddresses": true}))), 1);
+        assert_eq!(
+            count(&service(json!({"clusterIP": "None", "publishNotReadyAddresses": true}))),
+            1
+        );
         let mut annotated = service(json!({"clusterIP": "None"}));
         annotated.metadata.annotations = Some([(TOLERATE_UNREADY.to_owned(), "true".to_owned())].into());
         assert_eq!(count(&annotated), 1);
@@ -344,12 +368,19 @@ mod tests {
         assert!(none(json!({"type": "ExternalName"})));
         assert!(none(json!({"type": "ExternalName", "externalName": "192.0.2.1"})));
         assert!(none(json!({"type": "ExternalName", "externalName": "a..b"})));
-        assert!(!none(json!({"type": "ExternalName", "externalName": "www.example.com."})));
+        assert!(!none(
+            json!({"type": "ExternalName", "externalName": "www.example.com."})
+        ));
     }
 
     #[test]
     fn addresses_are_labels() {
-        for (label, address) in [("1-2-3-4", "1.2.3.4"), ("fd00--1", "fd00::1"), ("--1", "::1"), ("1-2-3--4", "1:2:3::4")] {
+        for (label, address) in [
+            ("1-2-3-4", "1.2.3.4"),
+            ("fd00--1", "fd00::1"),
+            ("--1", "::1"),
+            ("1-2-3--4", "1:2:3::4"),
+        ] {
             let address: IpAddr = address.parse().unwrap();
             assert_eq!(undashed(label.as_bytes()), Some(address));
             assert_eq!(dashed(address), label);

@@ -216,12 +216,28 @@ mod tests {
     fn what_cannot_be_answered_is_told() {
         assert_eq!(rejection(&changed(|message| message[5] = 2)), code::FORMERR);
         assert_eq!(rejection(&changed(|message| message[5] = 0)), code::FORMERR);
-        assert_eq!(rejection(&changed(|message| message[11] = 1)), code::FORMERR, "a record is missing");
+        assert_eq!(
+            rejection(&changed(|message| message[11] = 1)),
+            code::FORMERR,
+            "a record is missing"
+        );
         assert_eq!(rejection(&changed(|message| message[12] = 0xc0)), code::FORMERR);
         assert_eq!(rejection(&changed(|message| message.truncate(27))), code::FORMERR);
-        assert_eq!(rejection(&changed(|message| message[2] |= 0x20)), code::NOTIMP, "NOTIFY");
-        assert_eq!(rejection(&changed(|message| message[28] = 3)), code::REFUSED, "class CH");
-        assert_eq!(rejection(&changed(|message| message[28] = 255)), code::REFUSED, "class ANY");
+        assert_eq!(
+            rejection(&changed(|message| message[2] |= 0x20)),
+            code::NOTIMP,
+            "NOTIFY"
+        );
+        assert_eq!(
+            rejection(&changed(|message| message[28] = 3)),
+            code::REFUSED,
+            "class CH"
+        );
+        assert_eq!(
+            rejection(&changed(|message| message[28] = 255)),
+            code::REFUSED,
+            "class ANY"
+        );
         assert_eq!(rejection(&changed(|message| message[26] = 252)), code::REFUSED, "AXFR");
         assert_eq!(rejection(&changed(|message| message[26] = 41)), code::FORMERR);
         assert_eq!(rejection(&with_opt(b"\0", 1, 1)), code::BADVERS);

@@ -43,7 +43,10 @@ struct Settings {
 /// stub, which pods cannot reach, and the real ones are in a file beside (systemd-resolved(8)).
 #[must_use]
 pub fn host_resolv_conf() -> PathBuf {
-    let (usual, resolved) = (Path::new("/etc/resolv.conf"), Path::new("/run/systemd/resolve/resolv.conf"));
+    let (usual, resolved) = (
+        Path::new("/etc/resolv.conf"),
+        Path::new("/run/systemd/resolve/resolv.conf"),
+    );
     let text = fs::read_to_string(usual).unwrap_or_default();
     let is_stub = names_only_stub(&text) && resolved.exists();
     if is_stub { resolved } else { usual }.to_owned()
@@ -51,7 +54,10 @@ pub fn host_resolv_conf() -> PathBuf {
 
 fn names_only_stub(text: &str) -> bool {
     let nameservers = parse(text).nameservers;
-    !nameservers.is_empty() && nameservers.iter().all(|address| address == "127.0.0.53" || address == "127.0.0.54")
+    !nameservers.is_empty()
+        && nameservers
+            .iter()
+            .all(|address| address == "127.0.0.53" || address == "127.0.0.54")
 }
 
 /// The contents of the pod's resolv.conf.
@@ -93,13 +99,18 @@ fn parse(text: &str) -> Settings {
         let values = words.map(str::to_owned);
         match keyword {
             "nameserver" => settings.nameservers.extend(values.take(1)),
-            "search" => settings.searches = values.filter(|search| search != ".").collect(),
-            "domain" => settings.searches = values.take(1).collect(),
+            "search" => settings.searches = values.filter(|search| search != ".").map(without_dot).collect(),
+            "domain" => settings.searches = values.take(1).map(without_dot).collect(),
             "options" => settings.options.extend(values),
             _ => {}
         }
     }
     settings
+}
+
+/// So that a domain that is there with and without its final dot counts once, as for the kubelet.
+fn without_dot(domain: String) -> String {
+    domain.strip_suffix('.').map(str::to_owned).unwrap_or(domain)
 }
 
 fn merge(settings: &mut Settings, config: &PodDNSConfig) {
@@ -156,7 +167,7 @@ mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::PodDNSConfigOption;
 
-    const HOST: &str = "# made by hand\ndomain old.example\nsearch corp.example\nnameserver 9.9.9.9\noptions edns0\n";
+    const HOST: &str = "# made by hand\ndomain old.example\nsearch corp.example.\nnameserver 9.9.9.9\noptions edns0\n";
 
     const CLUSTER_DNS: [IpAddr; 1] = [IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10))];
 
@@ -188,6 +199,26 @@ mod tests {
         };
         assert_eq!(resolv_conf(&host_network("ClusterFirst")), NODE);
         assert_eq!(resolv_conf(&host_network("ClusterFirstWithHostNet")), CLUSTER);
+    }
+
+    #[test]
+    fn both_families_of_the_cluster_are_named() {
+        let nameservers = ["fd00:10:96::a".parse().unwrap(), CLUSTER_DNS[0]];
+        let text = resolv_conf(&PodDns {
+            nameservers: &nameservers,
+            ..pod("ClusterFirst")
+        });
+        assert!(
+            text.starts_with("nameserver fd00:10:96::a\nnameserver 10.96.0.10\nsearch "),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_stub_that_pods_cannot_reach_is_seen() {
+        assert!(names_only_stub("nameserver 127.0.0.53\noptions edns0 trust-ad\n"));
+        assert!(!names_only_stub("nameserver 127.0.0.53\nnameserver 192.0.2.1\n"));
+        assert!(!names_only_stub("nameserver 127.0.0.1\n") && !names_only_stub(""));
     }
 
     #[test]

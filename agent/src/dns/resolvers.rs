@@ -96,7 +96,10 @@ impl Resolvers {
         let text = fs::read_to_string(&self.resolv_conf).ok()?;
         let addresses = parse(&text, &self.exclude);
         let known = self.list.load();
-        let same = known.iter().map(|resolver| resolver.address).eq(addresses.iter().copied());
+        let same = known
+            .iter()
+            .map(|resolver| resolver.address)
+            .eq(addresses.iter().copied());
         (!same).then_some(addresses)
     }
 
@@ -171,7 +174,10 @@ impl Resolvers {
 fn directories(file: &Path) -> Vec<PathBuf> {
     let parent = |path: &Path| path.parent().map(Path::to_owned);
     let target = fs::canonicalize(file).ok();
-    let mut all: Vec<PathBuf> = [parent(file), target.as_deref().and_then(parent)].into_iter().flatten().collect();
+    let mut all: Vec<PathBuf> = [parent(file), target.as_deref().and_then(parent)]
+        .into_iter()
+        .flatten()
+        .collect();
     all.dedup();
     all
 }
@@ -180,13 +186,19 @@ fn directories(file: &Path) -> Vec<PathBuf> {
 fn names(file: &Path) -> Vec<String> {
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
     let target = fs::canonicalize(file).ok();
-    [name(file), target.as_deref().and_then(name)].into_iter().flatten().collect()
+    [name(file), target.as_deref().and_then(name)]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn parse(text: &str, exclude: &[IpAddr]) -> Vec<SocketAddr> {
     let nameserver = |line: &str| {
         let mut words = line.split_ascii_whitespace();
-        let address = words.next().filter(|word| *word == "nameserver").and_then(|_| words.next())?;
+        let address = words
+            .next()
+            .filter(|word| *word == "nameserver")
+            .and_then(|_| words.next())?;
         let address = scoped(address)?;
         (!exclude.contains(&address.ip()) && !address.ip().is_unspecified()).then_some(address)
     };

@@ -27,7 +27,9 @@ impl Zone {
         }
         if exists && request.kind == kind::PTR {
             drop(owners);
-            let service = tables.owners(address).find(|(_, records)| records.addresses().contains(&address));
+            let service = tables
+                .owners(address)
+                .find(|(_, records)| records.addresses().contains(&address));
             match service {
                 Some((key, _)) => self.pointer(reply, &[], key),
                 None => {
@@ -98,8 +100,16 @@ mod tests {
         assert_eq!(read("4.3.2.1.IN-ADDR.arpa"), Some("1.2.3.4".parse().unwrap()));
         let six = format!("1{}0.0.d.f.ip6.arpa", ".0".repeat(27) + ".");
         assert_eq!(read(&six), Some("fd00::1".parse().unwrap()));
-        for other in ["3.2.1.in-addr.arpa", "04.3.2.1.in-addr.arpa", "256.3.2.1.in-addr.arpa", "+4.3.2.1.in-addr.arpa",
-            "x.4.3.2.1.in-addr.arpa", "1.0.0.d.f.ip6.arpa", "arpa", "4.3.2.1.in-addr.example"] {
+        for other in [
+            "3.2.1.in-addr.arpa",
+            "04.3.2.1.in-addr.arpa",
+            "256.3.2.1.in-addr.arpa",
+            "+4.3.2.1.in-addr.arpa",
+            "x.4.3.2.1.in-addr.arpa",
+            "1.0.0.d.f.ip6.arpa",
+            "arpa",
+            "4.3.2.1.in-addr.example",
+        ] {
             assert_eq!(read(other), None, "{other}");
         }
     }

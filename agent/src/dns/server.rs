@@ -125,7 +125,10 @@ impl Server {
         for error in threads.iter().filter_map(|thread| thread.as_ref().err()) {
             tracing::error!(%error, "no thread can be started: DNS over UDP is not served");
         }
-        let streams = self.listeners.into_iter().map(|listener| tcp::serve(listener, self.shared.clone()));
+        let streams = self
+            .listeners
+            .into_iter()
+            .map(|listener| tcp::serve(listener, self.shared.clone()));
         let forwarder = self.shared.forwarder.clone();
         tokio::join!(futures_util::future::join_all(streams), forwarder.watch());
     }

@@ -64,9 +64,10 @@ impl Stored {
         for (count, place) in kept.iter().zip([6, 8, 10]) {
             message[place..place + 2].copy_from_slice(&count.to_be_bytes());
         }
-        let code = number(&message, 2)? & flag::CODE;
-        is_negative |= code == code::NXDOMAIN || has_soa;
-        let lifetime = match code {
+        let flags = number(&message, 2)?;
+        is_negative |= flags & flag::CODE == code::NXDOMAIN || has_soa;
+        let lifetime = match flags & flag::CODE {
+            _ if flags & flag::TRUNCATED != 0 => 0,
             code::NOERROR | code::NXDOMAIN if !is_negative => lifetime,
             code::NOERROR | code::NXDOMAIN if has_soa => lifetime.min(MAX_NEGATIVE),
             code::SERVFAIL => FAILURE,
@@ -133,7 +134,12 @@ impl Stored {
         }
         out[2..4].copy_from_slice(&flags.to_be_bytes());
         let left = |ttl| self.left(ttl, now);
-        for place in self.ttls.iter().map(|place| usize::from(*place)).take_while(|place| *place < kept.end) {
+        for place in self
+            .ttls
+            .iter()
+            .map(|place| usize::from(*place))
+            .take_while(|place| *place < kept.end)
+        {
             if let Some(ttl) = out[place..].first_chunk_mut() {
                 *ttl = left(u32::from_be_bytes(*ttl)).to_be_bytes();
             }
@@ -189,15 +195,20 @@ impl Stored {
 
     /// Appends the answers to a reply that has an alias of the name that this one is for; `alias` is where that name is.
     pub(super) fn append(&self, reply: &mut Reply<'_>, alias: usize, now: Instant) {
-        let Some(mut place) = question_end(&self.message) else { return };
+        let Some(mut place) = question_end(&self.message) else {
+            return;
+        };
         let (mut owner, mut data) = (Vec::new(), Vec::new());
         for (section, count) in [(Section::Answer, 6), (Section::Authority, 8)] {
             for _ in 0..number(&self.message, count).unwrap_or_default() {
-                let Some(record) = RecordHeader::read(&self.message, place) else { return };
+                let Some(record) = RecordHeader::read(&self.message, place) else {
+                    return;
+                };
                 place = record.end;
                 owner.clear();
                 data.clear();
-                let copied = expand(&self.message, record.start, &mut owner).and_then(|_| self.expand_data(&record, &mut data));
+                let copied =
+                    expand(&self.message, record.start, &mut owner).and_then(|_| self.expand_data(&record, &mut data));
                 if copied.is_none() || record.class != CLASS_IN {
                     continue;
                 }

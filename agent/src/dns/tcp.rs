@@ -137,7 +137,10 @@ impl Questions {
     /// The next question; `None` at the end of the stream. Nothing is lost when the future is dropped.
     async fn next(&mut self, reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
         loop {
-            if let Some(length) = self.buffer.first_chunk().map(|length| usize::from(u16::from_be_bytes(*length)))
+            if let Some(length) = self
+                .buffer
+                .first_chunk()
+                .map(|length| usize::from(u16::from_be_bytes(*length)))
                 && self.buffer.len() >= 2 + length
             {
                 let rest = self.buffer.split_off(2 + length);
@@ -166,7 +169,9 @@ mod tests {
     fn connections_are_bounded() {
         let open = Open::default();
         let client = |number: usize| IpAddr::from([10, 0, (number / 256) as u8, (number % 256) as u8]);
-        let mut seats: Vec<Seat> = (0..MAX_FROM_CLIENT).map(|_| Seat::take(client(0), &open).unwrap()).collect();
+        let mut seats: Vec<Seat> = (0..MAX_FROM_CLIENT)
+            .map(|_| Seat::take(client(0), &open).unwrap())
+            .collect();
         assert!(Seat::take(client(0), &open).is_none(), "one client has all it may");
         seats.extend((MAX_FROM_CLIENT..MAX_CONNECTIONS).map(|number| Seat::take(client(number), &open).unwrap()));
         assert!(Seat::take(client(9999), &open).is_none());

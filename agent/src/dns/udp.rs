@@ -98,7 +98,10 @@ impl Loop {
             // Counts on while questions are answered one after the other.
             self.rotation = self.rotation.wrapping_add(1);
             let reply = &mut batch.outgoing[batch.replies];
-            match self.shared.answer(question, Transport::Udp, self.rotation, &mut reply.bytes) {
+            match self
+                .shared
+                .answer(question, Transport::Udp, self.rotation, &mut reply.bytes)
+            {
                 Outcome::Reply => {
                     self.shared.metrics.response(&reply.bytes);
                     reply.to = index;

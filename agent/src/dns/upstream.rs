@@ -93,7 +93,10 @@ async fn over_tcp(question: &[u8], resolver: SocketAddr) -> io::Result<Vec<u8>> 
     stream.read_exact(&mut reply).await?;
     match replies(question, &reply) {
         true => Ok(reply),
-        false => Err(io::Error::new(io::ErrorKind::InvalidData, "the reply is for another question")),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the reply is for another question",
+        )),
     }
 }
 
@@ -108,7 +111,9 @@ fn replies(question: &[u8], reply: &[u8]) -> bool {
         && reply[..2] == question[..2]
         && flags(reply) & (flag::RESPONSE | flag::OPCODE) == flag::RESPONSE
         && number(reply, 4) == Some(1)
-        && reply.get(HEADER..HEADER + asked.len()).is_some_and(|echo| echo.eq_ignore_ascii_case(asked))
+        && reply
+            .get(HEADER..HEADER + asked.len())
+            .is_some_and(|echo| echo.eq_ignore_ascii_case(asked))
 }
 
 #[cfg(test)]

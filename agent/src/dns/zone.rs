@@ -151,9 +151,12 @@ impl Tables {
     }
 
     fn put(&mut self, key: Key, records: Option<ServiceRecords>) -> Option<ServiceRecords> {
-        let before = match records {
+        match records {
             Some(records) => {
-                let key = self.services.get_key_value(&key).map_or(key, |(known, _)| known.clone());
+                let key = self
+                    .services
+                    .get_key_value(&key)
+                    .map_or(key, |(known, _)| known.clone());
                 let before = self.services.insert(key.clone(), records);
                 if before.is_none() {
                     *self.namespaces.entry(namespace(&key).into()).or_default() += 1;
@@ -167,8 +170,7 @@ impl Tables {
                 self.readdress(&key, Some(&before));
                 Some(before)
             }
-        };
-        before
+        }
     }
 
     fn leave(&mut self, namespace: &[u8]) {
@@ -246,7 +248,9 @@ mod tests {
 
     fn owners(zone: &Zone, address: &str) -> Vec<String> {
         let tables = zone.tables.read();
-        let keys = tables.owners(address.parse().unwrap()).map(|(key, _)| key.escape_ascii().to_string());
+        let keys = tables
+            .owners(address.parse().unwrap())
+            .map(|(key, _)| key.escape_ascii().to_string());
         keys.collect()
     }
 
@@ -269,7 +273,15 @@ mod tests {
         assert_eq!((&left.services, &left.namespaces), (&right.services, &right.namespaces));
         assert!(left.complete && left.reverse.len() == right.reverse.len());
         drop((left, right));
-        for address in ["10.96.0.1", "10.96.0.7", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.9"] {
+        for address in [
+            "10.96.0.1",
+            "10.96.0.7",
+            "10.0.0.1",
+            "10.0.0.2",
+            "10.0.0.3",
+            "10.0.0.4",
+            "10.0.0.9",
+        ] {
             assert_eq!(owners(&stepwise, address), owners(&whole, address), "{address}");
         }
         assert_eq!(owners(&whole, "10.0.0.2").len(), 2);

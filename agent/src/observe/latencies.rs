@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latencies {
     /// How many fell into each bucket of [`hull_ebpf_types::observe`].
+    #[serde(with = "pairs")]
     pub counts: BTreeMap<usize, u64>,
     /// Sum of all values, in microseconds.
     pub sum: u64,
@@ -82,6 +83,21 @@ impl Latencies {
     pub fn below(&self, microseconds: u32) -> u64 {
         let end = bucket(microseconds).min(BUCKETS);
         self.counts.range(..end).map(|(_, count)| count).sum()
+    }
+}
+
+/// Numbers cannot be keys in JSON: buckets and counts go as a list of pairs.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(counts: &BTreeMap<usize, u64>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(counts)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<usize, u64>, D::Error> {
+        Ok(Vec::deserialize(from)?.into_iter().collect())
     }
 }
 

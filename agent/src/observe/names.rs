@@ -1,7 +1,7 @@
 //! Which service an address belongs to, from the services as the API has them.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use hull_ebpf_types as bpf;
@@ -116,12 +116,19 @@ pub fn frontends_of(service: &Service) -> Vec<(bpf::Frontend, String)> {
         };
         all.extend(addresses.iter().map(|ip| (frontend(words(*ip), number), name.clone())));
         if let Some(node_port) = port.node_port.and_then(|port| u16::try_from(port).ok()) {
-            // Every address of the node.
-            all.push((frontend([0; 4], node_port), name));
+            for family in families(&addresses) {
+                all.push((frontend(words(family), node_port), name.clone()));
+            }
         }
     }
     all.dedup();
     all
+}
+
+/// The unspecified address of each family that a service has: it stands for every address of the node.
+fn families(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let of = |family: IpAddr| addresses.iter().any(|ip| ip.is_ipv4() == family.is_ipv4()).then_some(family);
+    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)].into_iter().filter_map(of).collect()
 }
 
 /// An address as the maps have it.
@@ -235,10 +242,7 @@ mod tests {
         );
         assert_eq!(name("10.96.0.8", 80, 6), "/10.96.0.8:80/TCP");
         let all = frontends_of(&service);
-        assert_eq!(all.len(), 4 * 2 + 1);
-        assert!(
-            all.iter()
-                .all(|(frontend, _)| frontend.address == [0; 4] || !names.name(frontend).namespace.is_empty())
-        );
+        assert_eq!(all.len(), 4 * 2 + 2, "a node port for each family");
+        assert!(all.iter().all(|(frontend, _)| !names.name(frontend).namespace.is_empty()));
     }
 }

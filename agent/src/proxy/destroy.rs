@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(peer(libc::AF_INET6 as u8, &id).unwrap(), v4);
         assert_eq!(
             super::super::tables::endpoint_from_bpf(&v4),
-            Some("10.0.0.7:53".parse().unwrap())
+            "10.0.0.7:53".parse().unwrap()
         );
     }
 }

@@ -121,7 +121,10 @@ fn next_extent(old: &Set, group: &Group, algorithm: u32) -> Extent {
     let last = old.extents.iter().map(|extent| extent.generation).max().unwrap_or(0);
     let count = places(group).map(|(_, times)| times).sum();
     let table = match algorithm {
-        bpf::algorithm::MAGLEV => maglev::length(group.backends.len()),
+        bpf::algorithm::MAGLEV => {
+            let present = old.extents.first().map_or(0, |extent| extent.table);
+            maglev::length(present, group.backends.len())
+        }
         _ => 0,
     };
     Extent {
@@ -173,7 +176,7 @@ fn chunks(id: u32, extent: Extent, group: &Group) -> Vec<Op> {
     if extent.table == 0 {
         return Vec::new();
     }
-    let table = maglev::table(&group.backends);
+    let table = maglev::table(extent.table, &group.backends);
     let chunks = (0..).zip(table.chunks(bpf::CHUNK));
     chunks
         .map(|(index, places)| {

@@ -86,9 +86,10 @@ fn a_group(backends: &[(u8, u32)], algorithm: Algorithm, frontends: u8) -> Group
         ..Group::simple(frontend(1), backends)
     };
     group.backends.dedup_by_key(|backend| backend.endpoint);
+    let first = group.frontends[0];
     group.frontends.extend((2..=frontends).map(|number| Exposed {
         frontend: frontend(number),
-        ..group.frontends[0]
+        ..first
     }));
     group
 }

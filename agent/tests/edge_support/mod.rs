@@ -18,7 +18,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hull_agent::network::namespaces::{self, Kind, Pinned};
 use hull_agent::network::{NetworkConfig, PodNetwork, Transport};
@@ -27,6 +27,7 @@ use hull_agent::proxy::{self, Proxy, ProxyConfig};
 use hull_ebpf_types::edge::{Reason, Track, Tuple};
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 
+#[allow(unused_imports, reason = "every test crate uses another part")]
 pub use offers::{Offer, SCTP, TCP, UDP};
 
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -120,6 +121,12 @@ impl World {
                 .args(["netns", "add", &format!("{name}{suffix}")])
                 .status();
             assert!(status.unwrap().success());
+        }
+        // Link-local addresses work at once: before that no neighbour would be asked for.
+        for suffix in ["c", "r", "1", "2"] {
+            within(&path(&format!("{name}{suffix}")), || {
+                fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
+            });
         }
         ip(
             &format!("{name}r"),
@@ -588,7 +595,7 @@ pub fn ping(to: IpAddr) -> std::io::Result<bool> {
         Ok(socket) => (socket, false),
         Err(_) => (rustix::net::socket(family, SocketType::RAW, Some(protocol))?, true),
     };
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE / 10))?;
     rustix::net::connect(&socket, &SocketAddr::new(to, 0))?;
     // Type, code, checksum (the kernel's for ping sockets and IPv6), identifier, sequence number.
     let mut packet = [request, 0, 0, 0, 0x12, 0x34, 0, 1];
@@ -596,20 +603,24 @@ pub fn ping(to: IpAddr) -> std::io::Result<bool> {
         let sum = !(0x0800_u16 + 0x1234 + 1);
         packet[2..4].copy_from_slice(&sum.to_be_bytes());
     }
-    rustix::net::send(&socket, &packet, rustix::net::SendFlags::empty())?;
+    let deadline = Instant::now() + PATIENCE;
     let mut buffer = [0; 256];
-    loop {
-        let (length, _) = rustix::net::recv(&socket, &mut buffer[..], rustix::net::RecvFlags::empty())?;
-        let header = if raw && to.is_ipv4() {
-            usize::from(buffer[0] & 15) * 4
-        } else {
-            0
-        };
+    // As ping(8): a request may be lost while an interface or a neighbour is new.
+    while Instant::now() < deadline {
+        rustix::net::send(&socket, &packet, rustix::net::SendFlags::empty())?;
         // A raw socket sees its own request, too, when the answer comes over loopback.
-        if length > header && buffer[header] == answered {
-            return Ok(true);
+        while let Ok((length, _)) = rustix::net::recv(&socket, &mut buffer[..], rustix::net::RecvFlags::empty()) {
+            let header = if raw && to.is_ipv4() {
+                usize::from(buffer[0] & 15) * 4
+            } else {
+                0
+            };
+            if length > header && buffer[header] == answered {
+                return Ok(true);
+            }
         }
     }
+    Ok(false)
 }
 
 pub fn echo(stream: &mut TcpStream) -> std::io::Result<()> {

@@ -1,12 +1,11 @@
 //! New limits for a group that lives: what they leave out stays as it is, also the half of a pair.
 
 use std::fs;
+use std::os::fd::AsFd;
 
-use super::{Cgroup, Limits, devices};
+use super::{Cgroup, Limits, device_program};
 use crate::error::{Error, Result};
 use crate::spec::{LinuxMemory, LinuxResources};
-
-use std::os::fd::AsFd;
 
 /// Change limits, and the rules for devices if there are new ones.
 pub(crate) fn update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<Limits> {
@@ -17,7 +16,7 @@ pub(crate) fn update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<Limi
     let limits = Limits::new(Some(&resources))?;
     cgroup.apply(&limits)?;
     if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
-        devices::replace(cgroup.open()?.as_fd(), limits.device_program())?;
+        device_program::replace(cgroup.open()?.as_fd(), limits.device_program())?;
     }
     Ok(limits)
 }

@@ -94,6 +94,8 @@ fn make(options: CreateOptions, start: bool) -> Result<(Created, Directory, Reco
         create_group(&cgroup, &hierarchy, &plan)?;
     }
     unfinished.cgroup = Some(&cgroup);
+    // A container that fails on its way is destroyed like any other: its poststop hooks run.
+    let failed = record.poststop.is_some().then(|| record.clone());
     let container = Container {
         directory: &directory,
         cgroup: &cgroup,
@@ -102,7 +104,16 @@ fn make(options: CreateOptions, start: bool) -> Result<(Created, Directory, Reco
         lock: Some(lock),
         filter,
     };
-    let (created, record) = birth(plan, container, options, start)?;
+    let (created, record) = match birth(plan, container, options, start) {
+        Ok(born) => born,
+        Err(error) => {
+            drop(unfinished);
+            if let Some(record) = failed {
+                super::lifecycle::stopped(&directory, &record);
+            }
+            return Err(error);
+        }
+    };
     unfinished.directory = None;
     unfinished.cgroup = None;
     drop(unfinished);
@@ -437,10 +448,10 @@ fn furnish(pid: i32, plan: &Plan, container: &mut Container) -> Result<()> {
     if let Some(owner) = plan.cgroup_owner {
         container.cgroup.give_to(owner)?;
     }
-    if let Some(rdt) = &plan.rdt {
-        if let Some(made) = super::rdt::join(rdt, &container.record.id, pid)? {
-            container.directory.save_resctrl(&made)?;
-        }
+    if let Some(rdt) = &plan.rdt
+        && let Some(made) = super::rdt::join(rdt, &container.record.id, pid)?
+    {
+        container.directory.save_resctrl(&made)?;
     }
     set_limits(pid, &plan.process)?;
     if let Some(filter) = &plan.process.seccomp {

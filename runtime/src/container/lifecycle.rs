@@ -19,6 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fault::Fault;
 use crate::hooks::{self, HookState};
 use crate::init;
+use crate::plan::version;
 use crate::spec;
 
 /// How long a killed init may take to disappear.
@@ -78,11 +79,29 @@ fn hand_over(listener: &OwnedFd, directory: &Directory, record: &Record) -> Resu
     })
 }
 
-/// What follows the start: poststart hooks, whose failure ends the container.
+/// What follows the start: poststart hooks, whose failure ends the container, unless its specification is an older one.
 pub(super) fn started(directory: &Directory, record: &Record) -> Result<()> {
-    run_hooks("poststart", &record.poststart, directory, record).inspect_err(|_| {
-        let _ = Cgroup::at(&record.cgroup).kill();
-    })
+    let Some((hooks, state, pid)) = planned("poststart", &record.poststart, directory, record)? else {
+        return Ok(());
+    };
+    if !version::poststart_must_succeed(&record.oci_version) {
+        hooks::run_all("poststart", &hooks, &state, pid);
+        return Ok(());
+    }
+    hooks::run("poststart", &hooks, &state, pid)
+        .map_err(Fault::into_error)
+        .inspect_err(|_| {
+            let _ = Cgroup::at(&record.cgroup).kill();
+        })
+}
+
+/// The last: poststop hooks, none of which stops the others, or anything else.
+pub(super) fn stopped(directory: &Directory, record: &Record) {
+    match planned("poststop", &record.poststop, directory, record) {
+        Ok(Some((hooks, state, pid))) => hooks::run_all("poststop", &hooks, &state, pid),
+        Ok(None) => (),
+        Err(error) => crate::error::warn(&error.to_string()),
+    }
 }
 
 fn reach_init(directory: &Directory) -> Result<OwnedFd> {
@@ -226,9 +245,7 @@ pub(super) fn remove(directory: &Directory, record: &Record) -> Result<()> {
     if record.resctrl {
         super::rdt::remove(directory.load_resctrl());
     }
-    if let Err(error) = run_hooks("poststop", &record.poststop, directory, record) {
-        crate::error::warn(&error.to_string());
-    }
+    stopped(directory, record);
     directory.remove()
 }
 
@@ -252,13 +269,18 @@ fn await_death(pidfd: &OwnedFd, id: &str) -> Result<()> {
     }
 }
 
-fn run_hooks(stage: &str, hooks: &Option<Vec<spec::Hook>>, directory: &Directory, record: &Record) -> Result<()> {
+/// Hooks of a stage that comes after `create`, with the state they get and the pid in it; `None` if there are none.
+fn planned(
+    stage: &str,
+    hooks: &Option<Vec<spec::Hook>>,
+    directory: &Directory,
+    record: &Record,
+) -> Result<Option<(Vec<hooks::Hook>, HookState, i32)>> {
     if hooks.as_ref().is_none_or(Vec::is_empty) {
-        return Ok(());
+        return Ok(None);
     }
-    let hooks = hooks::stage(stage, hooks)?;
     let state = directory.state(record);
-    hooks::run(stage, &hooks, &HookState::new(&state), state.pid).map_err(Fault::into_error)
+    Ok(Some((hooks::stage(stage, hooks)?, HookState::new(&state), state.pid)))
 }
 
 /// The container's group, for statistics and events.

@@ -13,7 +13,7 @@ use rustix::process::{Gid, Uid};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::fault::{Fault, Shown};
-use crate::init::rootfs;
+use crate::init::{path, rootfs};
 use crate::plan::Plan;
 use crate::plan::devices::DevicePlan;
 use crate::plan::mounts::{Idmap, MountPlan, Source};
@@ -70,7 +70,7 @@ fn copied_up(mount: &MountPlan, rootfs: BorrowedFd) -> Result<OwnedFd> {
         ));
     };
     let tree = rootfs::file_system(mount, kind, source, parameters).map_err(Fault::into_error)?;
-    let from = match rootfs::open(rootfs, &mount.target, OFlags::RDONLY | OFlags::DIRECTORY) {
+    let from = match path::open(rootfs, &mount.target, OFlags::RDONLY | OFlags::DIRECTORY) {
         Ok(from) => from,
         Err(Errno::NOENT) => return Ok(tree),
         Err(e) => {
@@ -159,7 +159,7 @@ fn configure(plan: &Plan, mount: &MountPlan, tree: BorrowedFd) -> Result<()> {
     let propagation = match (mount.propagation, plan.rootfs_propagation) {
         (Some(propagation), _) => propagation,
         (None, Some(root)) => root,
-        (None, None) => crate::plan::mounts::Propagation {
+        (None, None) => crate::plan::mount_options::Propagation {
             flag: libc::MS_SLAVE,
             recursive: true,
         },

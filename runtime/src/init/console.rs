@@ -8,7 +8,8 @@ use rustix::fs::{FileType, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::pty::OpenptFlags;
 
-use super::rootfs::{attach, clone_tree, open, ordinary_file};
+use super::path::{open, ordinary_file};
+use super::rootfs::{attach, clone_tree};
 use super::{CONSOLE, Console, Init, process};
 use crate::fault::{Explain, Fault, Step};
 

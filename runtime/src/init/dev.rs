@@ -9,7 +9,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
-use super::rootfs::{attach, clone_tree, ordinary, ordinary_file, parent_of};
+use super::path::{ordinary, ordinary_file, parent_of};
+use super::rootfs::{attach, clone_tree};
 use crate::fault::{Explain, Fault, InRoot, Shown, Step};
 use crate::plan::devices::{DevicePlan, LINKS};
 use crate::syscall::Sys;

@@ -5,6 +5,8 @@
 mod console;
 mod dev;
 pub(crate) mod enter;
+mod masks;
+pub(crate) mod path;
 pub(crate) mod process;
 pub(crate) mod rootfs;
 

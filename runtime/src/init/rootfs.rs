@@ -11,19 +11,15 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
+use super::masks::protect;
+use super::path::{directory, file, is_proc, ordinary, relative};
 use super::{Init, console, dev};
 use crate::fault::{Explain, Fault, InRoot, Shown, Step};
 use crate::plan::mounts::{MountPlan, Source};
-use crate::syscall::{self, Sys};
+use crate::syscall;
 
-pub(super) const PROC_SUPER_MAGIC: u64 = 0x9fa0;
-const SYSFS_MAGIC: u64 = 0x6265_6572;
 /// Directories of the image that may not be links: what is made below them must be where the container finds it.
 const ORDINARY: [&CStr; 3] = [c"proc", c"sys", c"dev"];
-const DIRECTORY_MODE: u32 = 0o755;
-const FILE_MODE: u32 = 0o644;
-/// RESOLVE_IN_ROOT gives EAGAIN while somebody renames in the tree; an attacker must not win by keeping at it.
-const ATTEMPTS: u32 = 128;
 
 /// Make the root file system and enter it.
 pub(super) fn make(init: &Init) -> Step {
@@ -118,20 +114,6 @@ fn restrict(init: &Init, ahead: &Ahead) -> Step {
     Ok(())
 }
 
-/// Mask, and make read-only, the paths that are `due`, with the `mounts` made.
-fn protect(init: &Init, mounts: &[MountPlan], due: impl Fn(&CStr) -> bool) -> Step {
-    let plan = &init.plan;
-    let kernel = KernelTrees::open(init.rootfs.as_fd(), mounts)?;
-    for path in plan.readonly.iter().filter(|path| due(path)) {
-        make_readonly(&kernel, path)?;
-    }
-    let mut covers = Covers::default();
-    for path in plan.masked.iter().filter(|path| due(path)) {
-        covers.mask(&kernel, path)?;
-    }
-    Ok(())
-}
-
 fn enter(init: &Init) -> Step {
     let root = init.rootfs.as_fd();
     rustix::process::fchdir(root).explain(format_args!("chdir to the root file system"))?;
@@ -217,7 +199,7 @@ fn attach_checked(root: BorrowedFd, mount: &MountPlan, tree: BorrowedFd, is_dire
             InRoot(&mount.target)
         )));
     }
-    attach(tree, target.as_fd(), c"").or_else(|errno| Err(not_attached(errno, target.as_fd(), mount, is_directory)))?;
+    attach(tree, target.as_fd(), c"").map_err(|errno| not_attached(errno, target.as_fd(), mount, is_directory))?;
     match mount.propagation {
         Some(propagation) if matches!(mount.source, Source::FileSystem { .. }) => {
             syscall::mount_setattr(tree, propagation.recursive, 0, 0, propagation.flag)
@@ -240,66 +222,6 @@ fn not_attached(errno: Errno, target: BorrowedFd, mount: &MountPlan, is_director
             format_args!("mount a directory on {}, which is none", InRoot(&mount.target)),
         ),
         _ => Fault::new(errno, format_args!("mount on {}", InRoot(&mount.target))),
-    }
-}
-
-pub(super) fn is_proc(fd: BorrowedFd) -> bool {
-    is_kind(fd, PROC_SUPER_MAGIC)
-}
-
-fn is_kind(fd: BorrowedFd, magic: u64) -> bool {
-    rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u64 == magic)
-}
-
-/// The container's own procfs and sysfs, opened anew without following a link and proven by their type: what protects
-/// them is resolved from here, so whoever moves /proc away (its rootfs may be shared) gets no container, not an unmasked one.
-struct KernelTrees<'a> {
-    root: BorrowedFd<'a>,
-    proc: Option<OwnedFd>,
-    sys: Option<OwnedFd>,
-}
-
-impl<'a> KernelTrees<'a> {
-    fn open(root: BorrowedFd<'a>, mounts: &[MountPlan]) -> Step<KernelTrees<'a>> {
-        let tree = |path: &CStr, kind: &CStr, magic| {
-            let planned = |mount: &MountPlan| {
-                let is = matches!(&mount.source, Source::FileSystem { kind: other, .. } if other.as_c_str() == kind);
-                mount.target.as_c_str() == path && is
-            };
-            if !mounts.iter().any(planned) {
-                return Ok(None);
-            }
-            let tree = ordinary(root, path)?;
-            match is_kind(tree.as_fd(), magic) {
-                true => Ok(Some(tree)),
-                false => Err(Fault::plain(format_args!(
-                    "{} is no longer the {} that was mounted there: somebody changes the root file system",
-                    InRoot(path),
-                    Shown(kind)
-                ))),
-            }
-        };
-        Ok(KernelTrees {
-            root,
-            proc: tree(c"proc", c"proc", PROC_SUPER_MAGIC)?,
-            sys: tree(c"sys", c"sysfs", SYSFS_MAGIC)?,
-        })
-    }
-
-    /// Open a path of the container to protect it; `None` if it does not exist.
-    fn open_path(&self, path: &CStr) -> Result<Option<OwnedFd>, Errno> {
-        let below = |tree: &'_ Option<OwnedFd>, prefix: &[u8]| {
-            let rest = path.to_bytes_with_nul().strip_prefix(prefix)?;
-            let rest = CStr::from_bytes_with_nul(rest).ok()?;
-            tree.as_ref().map(|tree| open(tree.as_fd(), rest, OFlags::PATH))
-        };
-        let opened = below(&self.proc, b"proc/")
-            .or_else(|| below(&self.sys, b"sys/"))
-            .unwrap_or_else(|| open(self.root, path, OFlags::PATH));
-        match opened {
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            other => other.map(Some),
-        }
     }
 }
 
@@ -342,7 +264,7 @@ pub(crate) fn file_system(
     }
 }
 
-fn configure(
+pub(super) fn configure(
     context: BorrowedFd,
     source: &CStr,
     parameters: &[(std::ffi::CString, Option<std::ffi::CString>)],
@@ -388,58 +310,6 @@ impl std::fmt::Display for Log<'_> {
     }
 }
 
-/// What masked paths are covered with: the mounts on the first file and on the first directory.
-#[derive(Default)]
-struct Covers {
-    null: Option<OwnedFd>,
-    directory: Option<OwnedFd>,
-}
-
-impl Covers {
-    /// Hide a path: a file behind the null device, a directory behind an empty read-only tmpfs.
-    fn mask(&mut self, trees: &KernelTrees, path: &CStr) -> Step {
-        let opened = trees.open_path(path);
-        let Some(target) = opened.explain(format_args!("open {} to mask it", InRoot(path)))? else {
-            return Ok(());
-        };
-        let stat = rustix::fs::fstat(&target).explain(format_args!("stat {}", InRoot(path)))?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => cover(&mut self.directory, empty_directory, target.as_fd()),
-            _ => cover(&mut self.null, dev::null, target.as_fd()),
-        }
-        .explain(format_args!("mask {}", InRoot(path)))
-    }
-}
-
-/// The first time with what `make` makes, later with copies of it: a mount can only be copied once it is attached.
-fn cover(first: &mut Option<OwnedFd>, make: fn() -> Sys<OwnedFd>, target: BorrowedFd) -> Sys<()> {
-    match first {
-        Some(first) => attach(clone_tree(first.as_fd(), false)?.as_fd(), target, c""),
-        None => attach(first.insert(make()?).as_fd(), target, c""),
-    }
-}
-
-fn empty_directory() -> Sys<OwnedFd> {
-    let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    configure(context.as_fd(), c"mask", &[])?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-}
-
-fn make_readonly(trees: &KernelTrees, path: &CStr) -> Step {
-    let opened = trees.open_path(path);
-    let Some(target) = opened.explain(format_args!("open {} to make it read-only", InRoot(path)))? else {
-        return Ok(());
-    };
-    let tree = clone_tree(target.as_fd(), true).explain(format_args!("bind {} to itself", InRoot(path)))?;
-    syscall::mount_setattr(tree.as_fd(), true, libc::MOUNT_ATTR_RDONLY, 0, 0)
-        .explain(format_args!("make {} read-only", InRoot(path)))?;
-    attach(tree.as_fd(), target.as_fd(), c"").explain(format_args!("mount the read-only {}", InRoot(path)))
-}
-
 /// A detached copy of what `fd` refers to.
 pub(super) fn clone_tree(fd: BorrowedFd, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
@@ -456,206 +326,4 @@ pub(super) fn attach(tree: BorrowedFd, to: BorrowedFd, path: &CStr) -> Result<()
         flags |= MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     }
     rustix::mount::move_mount(tree, c"", to, path, flags)
-}
-
-/// Open a path of the container; symbolic links stay inside its root.
-pub(crate) fn open(root: BorrowedFd, path: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    for _ in 0..ATTEMPTS {
-        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            Err(Errno::AGAIN | Errno::INTR) => (),
-            other => return other,
-        }
-    }
-    Err(Errno::AGAIN)
-}
-
-/// A directory of the container, made with its parents if it is missing.
-pub(super) fn directory(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
-    match open(root, path, OFlags::PATH | OFlags::DIRECTORY) {
-        Err(Errno::NOENT) => (),
-        other => return other.explain(format_args!("open {} in the root file system", InRoot(path))),
-    }
-    // Mostly only the last component is missing.
-    if make_last(root, path) {
-        return open(root, path, OFlags::PATH | OFlags::DIRECTORY)
-            .explain(format_args!("open {} in the root file system", InRoot(path)));
-    }
-    let mut prefix = [0; libc::PATH_MAX as usize];
-    let bytes = path.to_bytes();
-    if bytes.len() >= prefix.len() {
-        return Err(Fault::new(Errno::NAMETOOLONG, format_args!("open {}", InRoot(path))));
-    }
-    let mut start = 0;
-    for end in (0..=bytes.len()).filter(|&end| end == bytes.len() || bytes[end] == b'/') {
-        prefix[..end].copy_from_slice(&bytes[..end]);
-        prefix[end] = 0;
-        make_component(root, &prefix, start, end).explain(format_args!("make directory {}", InRoot(path)))?;
-        start = end + 1;
-    }
-    open(root, path, OFlags::PATH | OFlags::DIRECTORY)
-        .explain(format_args!("open {} in the root file system", InRoot(path)))
-}
-
-/// A directory directly below the root that is no symbolic link of the image, made if it is missing.
-pub(super) fn ordinary(root: BorrowedFd, name: &CStr) -> Step<OwnedFd> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = || rustix::fs::openat2(root, name, flags, Mode::empty(), resolve);
-    let opened = match open() {
-        Err(Errno::NOENT) => match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
-            Ok(()) | Err(Errno::EXIST) => open(),
-            Err(errno) => Err(errno),
-        },
-        other => other,
-    };
-    match opened {
-        Err(Errno::LOOP) => Err(Fault::plain(format_args!(
-            "{} of the image is a symbolic link; it must be an ordinary directory",
-            InRoot(name)
-        ))),
-        other => other.explain(format_args!("open {} in the root file system", InRoot(name))),
-    }
-}
-
-/// A file of the container to mount on that is no symbolic link itself, made empty if it is missing.
-pub(super) fn ordinary_file(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
-    let (parent, name) = parent_of(root, path)?;
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-    match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(FILE_MODE)) {
-        Ok(_) | Err(Errno::EXIST) => (),
-        Err(errno) => return Err(Fault::new(errno, format_args!("make file {}", InRoot(path)))),
-    }
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let target = rustix::fs::openat(&parent, name, flags, Mode::empty())
-        .explain(format_args!("open {} in the root file system", InRoot(path)))?;
-    let link = rustix::fs::fstat(&target).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink);
-    match link || is_proc(target.as_fd()) {
-        false => Ok(target),
-        true => Err(Fault::plain(format_args!(
-            "{} of the image is a symbolic link or inside a procfs; nothing is mounted there",
-            InRoot(path)
-        ))),
-    }
-}
-
-/// Make the last component of `path` in its parent, if that exists.
-fn make_last(root: BorrowedFd, path: &CStr) -> bool {
-    let bytes = path.to_bytes_with_nul();
-    let start = bytes.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
-    let Ok(name) = CStr::from_bytes_with_nul(&bytes[start..]) else {
-        return false;
-    };
-    let made = |parent: OwnedFd| rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(DIRECTORY_MODE));
-    open_parent(root, &bytes[..start.saturating_sub(1)])
-        .and_then(made)
-        .is_ok()
-}
-
-/// Make the component `prefix[start..end]` inside `prefix[..start]`, which exists.
-fn make_component(root: BorrowedFd, prefix: &[u8], start: usize, end: usize) -> Result<(), Errno> {
-    let whole = CStr::from_bytes_until_nul(prefix).map_err(|_| Errno::INVAL)?;
-    match open(root, whole, OFlags::PATH) {
-        Err(Errno::NOENT) => (),
-        other => return other.map(drop),
-    }
-    let name = CStr::from_bytes_with_nul(&prefix[start..=end]).map_err(|_| Errno::INVAL)?;
-    let parent = open_parent(root, &prefix[..start])?;
-    match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(errno) => Err(errno),
-    }
-}
-
-fn open_parent(root: BorrowedFd, prefix: &[u8]) -> Result<OwnedFd, Errno> {
-    if prefix.is_empty() {
-        return open(root, c".", OFlags::PATH | OFlags::DIRECTORY);
-    }
-    let mut path = [0; libc::PATH_MAX as usize];
-    path.get_mut(..prefix.len())
-        .ok_or(Errno::NAMETOOLONG)?
-        .copy_from_slice(prefix);
-    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::NAMETOOLONG)?;
-    open(root, path, OFlags::PATH | OFlags::DIRECTORY)
-}
-
-/// The parent directory of a path of the container, made if it is missing, and the last component.
-pub(super) fn parent_of<'a>(root: BorrowedFd, path: &'a CStr) -> Step<(OwnedFd, &'a CStr)> {
-    let bytes = path.to_bytes_with_nul();
-    let start = bytes
-        .iter()
-        .rposition(|&byte| byte == b'/')
-        .map_or(0, |slash| slash + 1);
-    let name = CStr::from_bytes_with_nul(&bytes[start..]).unwrap_or_default();
-    let mut buffer = [0; libc::PATH_MAX as usize];
-    let parent = match start {
-        0 => c".",
-        _ if start > buffer.len() => return Err(Fault::new(Errno::NAMETOOLONG, format_args!("open {}", InRoot(path)))),
-        _ => {
-            buffer[..start - 1].copy_from_slice(&bytes[..start - 1]);
-            CStr::from_bytes_until_nul(&buffer).unwrap_or_default()
-        }
-    };
-    Ok((directory(root, parent)?, name))
-}
-
-/// A file of the container to mount on, made empty if it is missing.
-pub(super) fn file(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
-    match open(root, path, OFlags::PATH) {
-        Err(Errno::NOENT) => (),
-        other => return other.explain(format_args!("open {} in the root file system", InRoot(path))),
-    }
-    let (parent, name) = parent_of(root, path)?;
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-    match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(FILE_MODE)) {
-        Ok(_) | Err(Errno::EXIST) => (),
-        Err(errno) => return Err(Fault::new(errno, format_args!("make file {}", InRoot(path)))),
-    }
-    open(root, path, OFlags::PATH).explain(format_args!("open {} in the root file system", InRoot(path)))
-}
-
-/// An absolute C path without its leading slashes.
-fn relative(path: &CStr) -> &CStr {
-    let bytes = path.to_bytes_with_nul();
-    let start = bytes.iter().position(|&byte| byte != b'/').unwrap_or(bytes.len() - 1);
-    CStr::from_bytes_with_nul(&bytes[start..]).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn root() -> (tempfile::TempDir, OwnedFd) {
-        let dir = tempfile::tempdir().unwrap();
-        let fd = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        (dir, fd)
-    }
-
-    #[test]
-    fn missing_directories_and_files_are_made_inside() {
-        let (dir, root) = root();
-        assert!(directory(root.as_fd(), c"a/b/c").is_ok());
-        assert!(dir.path().join("a/b/c").is_dir());
-        assert!(file(root.as_fd(), c"etc/deep/hosts").is_ok());
-        assert!(dir.path().join("etc/deep/hosts").is_file());
-    }
-
-    #[test]
-    fn absolute_links_stay_in_the_root() {
-        let (dir, root) = root();
-        let outside = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(outside.path(), dir.path().join("out")).unwrap();
-        assert!(directory(root.as_fd(), c"out/made").is_err());
-        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
-        std::fs::create_dir(dir.path().join("real")).unwrap();
-        std::os::unix::fs::symlink("/../../real", dir.path().join("in")).unwrap();
-        assert!(directory(root.as_fd(), c"in/made").is_ok());
-        assert!(dir.path().join("real/made").is_dir());
-    }
-
-    #[test]
-    fn leading_slashes_are_cut() {
-        assert_eq!(relative(c"//srv/web"), c"srv/web");
-        assert_eq!(relative(c"/"), c"");
-    }
 }

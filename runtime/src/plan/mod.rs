@@ -2,6 +2,7 @@
 //! Pure: nothing here asks the kernel. Invariant: a configuration that cannot be honoured is an error here, never ignored.
 
 pub(crate) mod devices;
+pub(crate) mod mount_options;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod net_devices;
@@ -9,7 +10,7 @@ pub(crate) mod placement;
 pub(crate) mod process;
 pub(crate) mod rdt;
 mod sysctl;
-mod version;
+pub(crate) mod version;
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,8 @@ use crate::hooks::Hooks;
 use crate::seccomp;
 use crate::spec;
 use devices::DevicePlan;
-use mounts::{MountPlan, Propagation, Source};
+use mount_options::Propagation;
+use mounts::{MountPlan, Source};
 use namespaces::Namespaces;
 use net_devices::NetDevice;
 use placement::MemoryPolicy;
@@ -227,7 +229,7 @@ fn binds_dev(mount: &MountPlan) -> bool {
 fn rootfs_propagation(linux: &spec::Linux) -> Result<Option<Propagation>> {
     match linux.rootfs_propagation().as_deref() {
         None | Some("") => Ok(None),
-        Some(option) => mounts::propagation(option).map(Some).ok_or_else(|| {
+        Some(option) => mount_options::propagation(option).map(Some).ok_or_else(|| {
             Error::invalid(format!(
                 "linux.rootfsPropagation is {option:?}; it must be shared, slave, private or unbindable, or one of them with r in front"
             ))

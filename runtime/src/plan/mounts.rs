@@ -5,25 +5,10 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use super::mount_options::{Attributes, Options, Propagation};
 use super::process::{c_path, c_string};
 use crate::error::{Error, Result};
 use crate::spec;
-
-/// Attributes to set and to clear, on the mount itself and on everything below it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Attributes {
-    pub set: u64,
-    pub clear: u64,
-    pub recursive_set: u64,
-    pub recursive_clear: u64,
-}
-
-/// Propagation as mount(2) flags (MS_SHARED, MS_SLAVE, …) and whether it goes to submounts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Propagation {
-    pub flag: u64,
-    pub recursive: bool,
-}
 
 /// What is mounted.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,7 +50,7 @@ pub(crate) struct Idmap {
 }
 
 /// File systems that take no SELinux context.
-const UNLABELLED: [&str; 6] = ["proc", "sysfs", "mqueue", "cgroup", "cgroup2", "bind"];
+const UNLABELLED: [&str; 5] = ["proc", "sysfs", "mqueue", "cgroup", "cgroup2"];
 
 /// Files below /proc that may be replaced by a bind mount, as runc allows them (lxcfs, CRIU, FIPS).
 const REPLACEABLE_IN_PROC: [&str; 11] = [
@@ -90,11 +75,16 @@ impl MountPlan {
         let target = in_root(destination);
         let kind = mount.typ().as_deref().unwrap_or("bind");
         let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
-        if let Some(label) = label.filter(|_| !UNLABELLED.contains(&kind)) {
-            options.parameters.push(("context".into(), Some(label.into())));
-        }
         let bind = options.bind || options.recursive_bind || kind == "bind" || kind == "rbind";
         let recursive = options.recursive_bind || kind == "rbind";
+        if let Some(label) = label.filter(|_| !bind && !UNLABELLED.contains(&kind)) {
+            options.parameters.push(("context".into(), Some(label.into())));
+        }
+        match bind {
+            true => options.warn_of_parameters(destination),
+            // Nothing is below a new file system: what is for all of it is for itself.
+            false => options.attributes.flatten(),
+        }
         if target == Path::new(".") {
             return Err(Error::invalid(format!(
                 "mounts: destination {:?} is the root file system itself; set root.path instead",
@@ -201,103 +191,6 @@ fn idmap(mount: &spec::Mount, options: &Options) -> Result<Option<Idmap>> {
     })
 }
 
-/// `options` of one mount, sorted by what they are.
-#[derive(Debug, Default)]
-struct Options {
-    bind: bool,
-    recursive_bind: bool,
-    attributes: Attributes,
-    propagation: Option<Propagation>,
-    copy_up: bool,
-    /// `idmap` (Some(false)) or `ridmap` (Some(true)).
-    idmap: Option<bool>,
-    parameters: Vec<(String, Option<String>)>,
-}
-
-impl Options {
-    fn parse(options: &[String]) -> Options {
-        let mut parsed = Options::default();
-        for option in options {
-            parsed.add(option);
-        }
-        parsed
-    }
-
-    fn add(&mut self, option: &str) {
-        if let Some((set, clear)) = attribute(option) {
-            self.attributes.set = self.attributes.set & !clear | set;
-            self.attributes.clear = self.attributes.clear & !set | clear;
-            return;
-        }
-        if let Some((set, clear)) = option.strip_prefix('r').and_then(attribute) {
-            self.attributes.recursive_set = self.attributes.recursive_set & !clear | set;
-            self.attributes.recursive_clear = self.attributes.recursive_clear & !set | clear;
-            return;
-        }
-        if let Some(propagation) = propagation(option) {
-            self.propagation = Some(propagation);
-            return;
-        }
-        match option {
-            "bind" => self.bind = true,
-            "rbind" => self.recursive_bind = true,
-            "tmpcopyup" => self.copy_up = true,
-            "idmap" => self.idmap = Some(false),
-            "ridmap" => self.idmap = Some(true),
-            // What the kernel does anyway, or no longer knows.
-            "" | "defaults" | "remount" | "async" | "loud" | "noiversion" | "nomand" | "nolazytime" | "private-ns" => {}
-            _ => match option.split_once('=') {
-                Some((key, value)) => self.parameters.push((key.into(), Some(value.into()))),
-                None => self.parameters.push((option.into(), None)),
-            },
-        }
-    }
-}
-
-/// Bits to set and to clear for a per-mount option.
-fn attribute(option: &str) -> Option<(u64, u64)> {
-    use libc::{
-        MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
-        MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY, MOUNT_ATTR_STRICTATIME,
-    };
-    // Access times are one value of several bits: it is replaced as a whole.
-    let all_atime = libc::MOUNT_ATTR__ATIME;
-    Some(match option {
-        "ro" => (MOUNT_ATTR_RDONLY, 0),
-        "rw" => (0, MOUNT_ATTR_RDONLY),
-        "nosuid" => (MOUNT_ATTR_NOSUID, 0),
-        "suid" => (0, MOUNT_ATTR_NOSUID),
-        "nodev" => (MOUNT_ATTR_NODEV, 0),
-        "dev" => (0, MOUNT_ATTR_NODEV),
-        "noexec" => (MOUNT_ATTR_NOEXEC, 0),
-        "exec" => (0, MOUNT_ATTR_NOEXEC),
-        "nodiratime" => (MOUNT_ATTR_NODIRATIME, 0),
-        "diratime" => (0, MOUNT_ATTR_NODIRATIME),
-        "nosymfollow" => (MOUNT_ATTR_NOSYMFOLLOW, 0),
-        "symfollow" => (0, MOUNT_ATTR_NOSYMFOLLOW),
-        "noatime" => (MOUNT_ATTR_NOATIME, all_atime & !MOUNT_ATTR_NOATIME),
-        "strictatime" => (MOUNT_ATTR_STRICTATIME, all_atime & !MOUNT_ATTR_STRICTATIME),
-        "relatime" | "atime" | "norelatime" | "nostrictatime" => (0, all_atime),
-        _ => return None,
-    })
-}
-
-/// mount(2)'s flag for a propagation option or a value of rootfsPropagation.
-pub(crate) fn propagation(option: &str) -> Option<Propagation> {
-    let (name, recursive) = match option.strip_prefix('r') {
-        Some(name) => (name, true),
-        None => (option, false),
-    };
-    let flag = match name {
-        "private" => libc::MS_PRIVATE,
-        "shared" => libc::MS_SHARED,
-        "slave" => libc::MS_SLAVE,
-        "unbindable" => libc::MS_UNBINDABLE,
-        _ => return None,
-    };
-    Some(Propagation { flag, recursive })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -349,6 +242,16 @@ mod tests {
         assert_eq!(kind.as_c_str(), c"devpts");
         assert_eq!(parameters[0], (c"newinstance".into(), None));
         assert_eq!(parameters[2], (c"gid".into(), Some(c"5".into())));
+    }
+
+    #[test]
+    fn recursive_options_of_a_new_file_system_are_its_own() {
+        let plan = mount(serde_json::json!({
+            "destination": "/a", "type": "tmpfs", "options": ["rro", "nosuid", "rsuid"]
+        }))
+        .unwrap();
+        assert_eq!(plan.attributes.set, libc::MOUNT_ATTR_RDONLY);
+        assert_eq!(plan.attributes.recursive_set, 0);
     }
 
     #[test]

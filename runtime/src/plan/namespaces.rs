@@ -43,6 +43,13 @@ impl Namespaces {
                 )));
             }
             match namespace.path() {
+                Some(path) if !path.as_os_str().is_empty() && !path.is_absolute() => {
+                    return Err(Error::invalid(format!(
+                        "linux.namespaces: path {:?} of {} is not absolute",
+                        path.display(),
+                        namespace.typ()
+                    )));
+                }
                 Some(path) if !path.as_os_str().is_empty() => namespaces.join.push(Join {
                     kind,
                     path: c_path("linux.namespaces.path", path)?,
@@ -174,6 +181,12 @@ mod tests {
         assert_eq!(plan.id_maps.unwrap().0, "0 100000 65536\n");
         assert!(namespaces(serde_json::json!({"namespaces": [{"type": "user"}]})).is_err());
         assert!(namespaces(serde_json::json!({"namespaces": [], "uidMappings": map, "gidMappings": map})).is_err());
+    }
+
+    #[test]
+    fn a_path_is_absolute() {
+        let relative = serde_json::json!({"namespaces": [{"type": "network", "path": "netns/a"}]});
+        assert!(namespaces(relative).unwrap_err().to_string().contains("not absolute"));
     }
 
     #[test]

@@ -14,8 +14,33 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::cpio::Archive;
 use crate::host;
 
-/// Debian's package that depends on the newest 6.12 cloud kernel.
-const KERNEL_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
+/// The kernels that machines boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// The oldest that hull supports: Debian 12's own.
+    V6_1,
+    /// That of most tests.
+    V6_12,
+}
+
+impl Release {
+    /// Debian's package that depends on the newest such kernel.
+    fn package(self) -> &'static str {
+        match self {
+            Release::V6_1 => "linux-image-cloud-amd64",
+            Release::V6_12 => "linux-image-6.12-cloud-amd64",
+        }
+    }
+
+    /// Where its parts are kept below `target/vm`.
+    fn directory(self) -> &'static str {
+        match self {
+            Release::V6_1 => "6.1",
+            Release::V6_12 => "",
+        }
+    }
+}
+
 /// Modules that jobs need, in load order (a module after those it depends on).
 const MODULES: &[&str] = &["virtio_blk", "overlay", "veth", "inet_diag", "tcp_diag", "udp_diag"];
 /// First process of the guest: leaves the initramfs for a tmpfs, because pivot_root refuses to work on the initial root.
@@ -52,7 +77,15 @@ impl Kit {
     /// # Errors
     /// A package cannot be fetched; the error says which, and what apt said.
     pub fn prepare() -> Result<Self> {
-        let dir = host::workspace().join("target/vm");
+        Self::with(Release::V6_12)
+    }
+
+    /// As [`Kit::prepare`], with a kernel of one's choice.
+    ///
+    /// # Errors
+    /// As [`Kit::prepare`].
+    pub fn with(release: Release) -> Result<Self> {
+        let dir = host::workspace().join("target/vm").join(release.directory());
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         host::install(&[
             ("busybox-static", "user space of test VMs"),
@@ -62,7 +95,7 @@ impl Kit {
             install_qemu(&dir)?;
         }
         if find_kernel(&dir).is_none() {
-            fetch_kernel(&dir)?;
+            fetch_kernel(&dir, release.package())?;
         }
         let (kernel, modules) = find_kernel(&dir).context("the kernel package holds no kernel")?;
         Ok(Self { dir, kernel, modules })
@@ -89,10 +122,14 @@ impl Kit {
                 archive.symlink(&format!("bin/{applet}"), "busybox")?;
             }
         }
+        let mut order = Vec::new();
         for module in MODULES {
-            archive.file(&format!("lib/{module}.ko"), 0o644, &self.module(module)?)?;
+            if let Some(bytes) = self.module(module)? {
+                archive.file(&format!("lib/{module}.ko"), 0o644, &bytes)?;
+                order.push(*module);
+            }
         }
-        archive.file("lib/order", 0o644, MODULES.join(" ").as_bytes())?;
+        archive.file("lib/order", 0o644, order.join(" ").as_bytes())?;
         archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n")?;
         archive.file("etc/resolv.conf", 0o644, b"")?;
         for (guest, host) in files {
@@ -112,7 +149,16 @@ impl Kit {
             .with_context(|| format!("write {}", path.display()))
     }
 
-    fn module(&self, name: &str) -> Result<Vec<u8>> {
+    /// A module's bytes; `None` where the kernel has it built in.
+    fn module(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        if let Some(plain) = find_file(&self.modules, &format!("{name}.ko")) {
+            let bytes = fs::read(&plain).with_context(|| format!("read {}", plain.display()))?;
+            return Ok(Some(bytes));
+        }
+        let built_in = find_file(&self.modules, "modules.builtin").and_then(|list| fs::read_to_string(list).ok());
+        if built_in.is_some_and(|list| list.contains(&format!("/{name}.ko"))) {
+            return Ok(None);
+        }
         let cached = self.dir.join(format!("{name}.ko"));
         if !cached.exists() {
             let packed = find_file(&self.modules, &format!("{name}.ko.xz"))
@@ -129,7 +175,8 @@ impl Kit {
                 .and_then(|()| fs::rename(&partial, &cached))
                 .context("store the module")?;
         }
-        fs::read(&cached).with_context(|| format!("read {}", cached.display()))
+        let bytes = fs::read(&cached).with_context(|| format!("read {}", cached.display()))?;
+        Ok(Some(bytes))
     }
 }
 
@@ -229,18 +276,18 @@ fn debian_mirror() -> Result<(String, String)> {
     bail!("no Debian main archive among apt's sources:\n{text}")
 }
 
-fn fetch_kernel(dir: &Path) -> Result<()> {
+fn fetch_kernel(dir: &Path, metapackage: &str) -> Result<()> {
     host::say(&format!(
-        "fetching {KERNEL_PACKAGE}: the kernel of test VMs (unpacked, not installed)"
+        "fetching {metapackage}: the kernel of test VMs (unpacked, not installed)"
     ));
     host::apt_update_once()?;
     let out = Command::new("apt-cache")
-        .args(["depends", KERNEL_PACKAGE])
+        .args(["depends", metapackage])
         .output()
         .context("run apt-cache depends")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let package = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-    let package = package.with_context(|| format!("apt knows no {KERNEL_PACKAGE}: {text}"))?;
+    let package = package.with_context(|| format!("apt knows no {metapackage}: {text}"))?;
     let download = tempfile::tempdir().context("make a temporary directory")?;
     host::run(
         Command::new("apt-get")

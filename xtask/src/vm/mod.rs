@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-pub use kit::Kit;
+pub use kit::{Kit, Release};
 
 use crate::host;
 

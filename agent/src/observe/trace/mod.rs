@@ -304,7 +304,7 @@ fn view(
 
 fn shown(key: &bpf::Frontend) -> String {
     let address = socket_address(key.address, key.port);
-    if key.address == [0; 4] {
+    if address.ip().is_unspecified() {
         format!("*:{}", address.port())
     } else {
         address.to_string()

@@ -1,4 +1,4 @@
-//! Attaching programs to interfaces: tcx links since Linux 6.6, filters of the clsact qdisc before.
+//! Attaching programs to interfaces: tcx links since Linux 6.6, filters of the clsact qdisc before, and at pods.
 //!
 //! A tcx link is pinned by the interface's index and the program's name and ends with the interface. A filter stays by
 //! itself and is found again by its priority and handle.
@@ -28,7 +28,7 @@ const BPF_TCX_EGRESS: u32 = 47;
 const PRIORITY: u16 = 0x4855;
 const HANDLE: u16 = 1;
 
-/// How programs are attached.
+/// How programs are attached to uplinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
     /// Pinned links (Linux 6.6).
@@ -153,13 +153,15 @@ fn present(interface: &str, kind: TcAttachType) -> Result<SchedClassifierLink, P
 
 /// Takes the programs off an interface; what is not there, or went with the interface, is fine.
 pub(super) fn detach(dir: &Path, index: u32, interface: Option<&str>, names: [&'static str; 2]) -> Result<(), Error> {
-    for name in names {
-        release(&pin(dir, index, name))?;
-    }
     if let Some(interface) = interface {
         remove_filters(interface);
     }
-    Ok(())
+    release_links(dir, index, names)
+}
+
+/// Removes an interface's links, if it has any.
+pub(super) fn release_links(dir: &Path, index: u32, names: [&'static str; 2]) -> Result<(), Error> {
+    names.iter().try_for_each(|name| release(&pin(dir, index, name)))
 }
 
 /// Removes the filters of clsact from an interface; there may be none.

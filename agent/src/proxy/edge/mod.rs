@@ -61,7 +61,9 @@ impl EdgeView {
             gateways: gateways.to_vec(),
             cluster: pod_cidrs.to_vec(),
             neighbours: false,
-            ports: local_ports().map(|local| free_ports(local, NODE_PORTS)).unwrap_or_default(),
+            ports: local_ports()
+                .map(|local| free_ports(local, NODE_PORTS))
+                .unwrap_or_default(),
         }
     }
 }
@@ -195,7 +197,9 @@ impl Edge {
     /// Who may use which services: networks by [`hull_ebpf_types::Service`]'s reference. A set without networks lets
     /// nobody in.
     pub fn set_sources(&self, sets: &BTreeMap<u32, Vec<Cidr>>) -> Result<(), Error> {
-        let all = sets.iter().flat_map(|(set, ranges)| ranges.iter().map(move |range| (*set, range)));
+        let all = sets
+            .iter()
+            .flat_map(|(set, ranges)| ranges.iter().map(move |range| (*set, range)));
         let keys: BTreeSet<(u32, u32, [u32; 4])> = all
             .map(|(set, range)| {
                 let (length, address) = view::prefix(range);
@@ -229,7 +233,9 @@ impl Edge {
             }
         }
         let known = state.local_of_pods();
-        maps::set(&mut state.maps.local, "edge_local", &known, |_, local| local.interface != 0)?;
+        maps::set(&mut state.maps.local, "edge_local", &known, |_, local| {
+            local.interface != 0
+        })?;
         state.forget_links(&interfaces)
     }
 
@@ -249,7 +255,10 @@ impl State {
                 continue;
             };
             match interfaces.get(&index) {
-                Some(interface) => self.attach(index, &interface.name, attach::both(program))?,
+                Some(interface) => {
+                    let (both, dir) = (attach::both(program), &self.config.bpf_dir);
+                    attach::attach(&mut self.ebpf, Attach::Tcx, dir, index, &interface.name, both)?;
+                }
                 None => attach::release(&path)?,
             }
         }
@@ -257,17 +266,34 @@ impl State {
     }
 
     fn attach(&mut self, index: u32, interface: &str, programs: [&'static str; 2]) -> Result<(), Error> {
-        let EdgeConfig { attach: how, bpf_dir, .. } = &self.config;
+        let EdgeConfig {
+            attach: how, bpf_dir, ..
+        } = &self.config;
+        if programs == attach::POD {
+            // Attaching a link makes the kernel wait, for 12 ms a program here, and every other change of interfaces with
+            // it; a filter is there in 0.1 ms.
+            let filters = attach::attach(&mut self.ebpf, Attach::Clsact, bpf_dir, index, interface, programs);
+            if filters.is_ok() || *how == Attach::Clsact {
+                return filters.and_then(|()| attach::release_links(bpf_dir, index, programs));
+            }
+        }
         attach::attach(&mut self.ebpf, *how, bpf_dir, index, interface, programs)
     }
 
     fn refresh(&mut self, interfaces: &BTreeMap<u32, Interface>) -> Result<(), Error> {
         let own = view::own_addresses(interfaces);
-        maps::set(&mut self.maps.local, "edge_local", &own, |_, local| local.interface == 0)?;
+        maps::set(&mut self.maps.local, "edge_local", &own, |_, local| {
+            local.interface == 0
+        })?;
         let desired = view::uplinks(interfaces, &self.view);
         maps::set(&mut self.maps.uplinks, "edge_uplinks", &desired, |_, _| true)?;
         let mut outcome = Ok(());
-        for index in desired.keys().filter(|index| !self.uplinks.contains_key(index)).copied().collect::<Vec<_>>() {
+        for index in desired
+            .keys()
+            .filter(|index| !self.uplinks.contains_key(index))
+            .copied()
+            .collect::<Vec<_>>()
+        {
             if let Some(interface) = interfaces.get(&index) {
                 outcome = outcome.and(self.attach(index, &interface.name, attach::UPLINK));
             }
@@ -313,7 +339,8 @@ impl State {
     fn local_of_pods(&self) -> BTreeMap<[u32; 4], Local> {
         let addresses = self.pods.values().flat_map(|(_, addresses)| addresses);
         let keys = addresses.map(|address| view::words(*address));
-        keys.filter_map(|key| Some((key, self.maps.local.get(&key, 0).ok()?))).collect()
+        keys.filter_map(|key| Some((key, self.maps.local.get(&key, 0).ok()?)))
+            .collect()
     }
 
     /// Removes links of pods' interfaces that no pod has.
@@ -340,7 +367,9 @@ pub fn unload(bpf_dir: &Path) -> Result<(), Error> {
     for interface in interfaces::list()?.values().filter(|interface| interface.ethernet) {
         attach::remove_filters(&interface.name);
     }
-    let (links, maps): (Vec<_>, Vec<_>) = load::pins(bpf_dir)?.into_iter().partition(|(_, layout)| layout.is_none());
+    let (links, maps): (Vec<_>, Vec<_>) = load::pins(bpf_dir)?
+        .into_iter()
+        .partition(|(_, layout)| layout.is_none());
     for (path, _) in links {
         attach::release(&path)?;
     }

@@ -4,6 +4,7 @@
 
 mod dbus;
 mod property;
+mod wire;
 
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Hierarchy, Limits};
 use crate::error::{Error, Result};
-use dbus::{Address, Body, Connection, Failure};
+use dbus::{Address, Connection, Failure};
 use property::Property;
+use wire::Body;
 
 /// Annotations with this in front become properties of the scope.
 pub(crate) const ANNOTATION: &str = "org.systemd.property.";

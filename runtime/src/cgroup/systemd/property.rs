@@ -1,7 +1,7 @@
 //! Properties of a transient unit: those that mean what a cgroup file means, and those that annotations ask for.
 //! systemd.resource-control(5), org.freedesktop.systemd1(5).
 
-use super::dbus::Body;
+use super::wire::Body;
 use crate::cgroup::Setting;
 use crate::error::{Error, Result};
 

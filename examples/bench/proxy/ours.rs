@@ -1,0 +1,171 @@
+//! hull's proxy with services as the API has them: how long a full sync, a restart and a change take, and what it needs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use hull_agent::proxy::{self, Group, NodeView, Proxy, ProxyConfig, ServiceName, Slice, compute};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde_json::json;
+
+const NODE: &str = "bench";
+/// Changes of which the time is taken.
+const CHANGES: u32 = 200;
+
+/// The proxy, and what it was filled with. Everything goes with the value.
+pub struct Ours {
+    proxy: Option<Proxy>,
+    config: ProxyConfig,
+    view: NodeView,
+    last: (Service, EndpointSlice),
+}
+
+/// What was measured on the way.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Costs {
+    /// From objects of the API to the kernel's maps, milliseconds.
+    pub full_sync_ms: f64,
+    /// From nothing to the first comparison with what is pinned, milliseconds.
+    pub restart_ms: f64,
+    /// From a changed object to the kernel's maps, median, microseconds.
+    pub change_us: f64,
+    /// The same, 99th percentile.
+    pub change_p99_us: f64,
+    /// Memory that the kernel charges for the pinned maps, bytes.
+    pub map_bytes: u64,
+}
+
+impl Ours {
+    /// `services` services of `endpoints` endpoints each; the last one is the target, with these.
+    pub fn fill(
+        dir: &Path,
+        cgroup: &Path,
+        services: u32,
+        endpoints: u32,
+        target: (Ipv4Addr, &[SocketAddr]),
+    ) -> Result<(Ours, Costs)> {
+        let view = NodeView {
+            name: NODE.to_owned(),
+            service_cidrs: vec!["172.16.0.0/12".parse().context("service range")?],
+            ..NodeView::default()
+        };
+        let config = ProxyConfig::new(&dir.join("bpf"), cgroup, &dir.join("netns"));
+        let filler = |number: u32| {
+            let backend = |index| SocketAddr::from((Ipv4Addr::from_bits(0x0b00_0000 + number * endpoints + index), 8080));
+            let backends: Vec<SocketAddr> = (0..endpoints).map(backend).collect();
+            objects(number, Ipv4Addr::from_bits(0xac1e_000a + number), &backends)
+        };
+        let mut objects_: Vec<(Service, EndpointSlice)> = (0..services - 1).map(filler).collect::<Result<_>>()?;
+        objects_.push(objects(services - 1, target.0, target.1)?);
+        let mut ours = Ours {
+            proxy: Some(Proxy::load(config.clone())?),
+            last: objects_[objects_.len() - 1].clone(),
+            config,
+            view,
+        };
+        let mut costs = Costs::default();
+        let began = Instant::now();
+        let groups = ours.groups(&objects_)?;
+        let report = ours.proxy()?.apply(&groups)?;
+        costs.full_sync_ms = began.elapsed().as_secs_f64() * 1e3;
+        ensure!(report.rejected.is_empty(), "services do not fit: {:?}", report.rejected.first());
+        let began = Instant::now();
+        ours.proxy = None;
+        ours.proxy = Some(Proxy::load(ours.config.clone())?);
+        let report = ours.proxy()?.apply(&groups)?;
+        costs.restart_ms = began.elapsed().as_secs_f64() * 1e3;
+        ensure!(report.changed == 0, "{} services changed by a restart", report.changed);
+        costs.map_bytes = map_bytes(&ours.config.bpf_dir)?;
+        Ok((ours, costs))
+    }
+
+    /// Times changes of the last service: one endpoint more and one less.
+    pub fn change(&mut self, costs: &mut Costs) -> Result<()> {
+        let (service, mut slice) = self.last.clone();
+        let name = name_of(&service);
+        let mut times = Vec::new();
+        for number in 0..CHANGES {
+            let last = slice.endpoints.as_mut().context("endpoints")?;
+            if number % 2 == 0 {
+                let mut another = last[0].clone();
+                another.addresses = vec!["10.99.0.1".to_owned()];
+                last.push(another);
+            } else {
+                last.pop();
+            }
+            let began = Instant::now();
+            let short = Slice::new(&slice, NODE).context("a slice of addresses")?;
+            let groups = compute(&service, [short].iter(), &self.view);
+            let report = self.proxy()?.update([(&name, groups.as_slice())])?;
+            times.push(began.elapsed().as_secs_f64() * 1e6);
+            ensure!(report.changed > 0, "nothing changed");
+        }
+        costs.change_us = crate::quantile(&times, 0.5);
+        costs.change_p99_us = crate::quantile(&times, 0.99);
+        Ok(())
+    }
+
+    fn proxy(&mut self) -> Result<&mut Proxy> {
+        self.proxy.as_mut().context("the proxy is loaded")
+    }
+
+    fn groups(&self, objects: &[(Service, EndpointSlice)]) -> Result<BTreeMap<ServiceName, Vec<Group>>> {
+        let groups = objects.iter().map(|(service, slice)| {
+            let short = Slice::new(slice, NODE).context("a slice of addresses")?;
+            Ok((name_of(service), compute(service, [short].iter(), &self.view)))
+        });
+        groups.collect()
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        self.proxy = None;
+        let _ = proxy::unload(&self.config.bpf_dir);
+    }
+}
+
+fn objects(number: u32, address: Ipv4Addr, backends: &[SocketAddr]) -> Result<(Service, EndpointSlice)> {
+    let (namespace, name) = (format!("ns{}", number % 50), format!("svc-{number}"));
+    let service = json!({"metadata": {"namespace": namespace, "name": name},
+        "spec": {"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
+                 "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": "http"}]}});
+    let port = backends.first().map_or(8080, SocketAddr::port);
+    let endpoints: Vec<_> = backends
+        .iter()
+        .map(|backend| {
+            json!({"addresses": [backend.ip()], "nodeName": NODE,
+            "conditions": {"ready": true, "serving": true, "terminating": false}})
+        })
+        .collect();
+    let slice = json!({"metadata": {"namespace": namespace, "name": format!("{name}-x"),
+            "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4", "ports": [{"name": "http", "port": port, "protocol": "TCP"}], "endpoints": endpoints});
+    Ok((serde_json::from_value(service)?, serde_json::from_value(slice)?))
+}
+
+fn name_of(service: &Service) -> ServiceName {
+    let meta = &service.metadata;
+    ServiceName::new(
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+    )
+}
+
+/// The sum of what the kernel says of each pinned map (`memlock`).
+fn map_bytes(dir: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(dir)? {
+        let path: PathBuf = entry?.path();
+        let Ok(map) = aya::maps::MapData::from_pin(&path) else { continue };
+        use std::os::fd::{AsFd as _, AsRawFd as _};
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()))?;
+        let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        sum += line.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(sum)
+}

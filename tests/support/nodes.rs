@@ -1,0 +1,235 @@
+//! A real cluster of several machines for a test: `xtask::cluster` with what tests ask of it.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use xtask::cluster::{Cluster, Machine, Options};
+
+use super::{IMAGE, PATIENCE, text};
+
+/// A running cluster with [`IMAGE`] on every node.
+pub struct Nodes {
+    /// The machines.
+    pub cluster: Cluster,
+}
+
+impl Nodes {
+    /// Starts `nodes` machines and the control plane; `change` adds flags.
+    pub fn start(name: &str, nodes: usize, change: impl FnOnce(&mut Options)) -> Self {
+        let binaries = Path::new(env!("CARGO_BIN_EXE_hull")).parent().expect("a directory");
+        let mut options = Options::new(&format!("{name}-{}", std::process::id()), nodes, binaries);
+        change(&mut options);
+        let cluster = Cluster::start(options).unwrap_or_else(|error| panic!("start the cluster: {error:#}"));
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let archive = dir.path().join("busybox.tar");
+        hull_agent::image::build::of_binary(&archive, IMAGE, Path::new("/bin/busybox"), "/bin/busybox")
+            .expect("make the image");
+        cluster.import(&archive).expect("import the image");
+        Self { cluster }
+    }
+
+    /// Runs kubectl with `input` on its standard input.
+    pub fn try_kubectl(&self, arguments: &[&str], input: &str) -> Output {
+        use std::io::Write as _;
+        let mut child = Command::new("kubectl")
+            .env("KUBECONFIG", self.cluster.kubeconfig())
+            .env("HOME", "/nonexistent")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl must be installed (cargo xtask test installs it)");
+        let mut stdin = child.stdin.take().expect("its standard input");
+        stdin.write_all(input.as_bytes()).expect("write to kubectl");
+        drop(stdin);
+        child.wait_with_output().expect("wait for kubectl")
+    }
+
+    /// Runs kubectl; panics with what it said if it fails.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let out = self.try_kubectl(arguments, "");
+        assert!(
+            out.status.success(),
+            "kubectl {arguments:?}: {}\n{}",
+            text(&out),
+            self.logs()
+        );
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// `kubectl apply -f -`.
+    pub fn apply(&self, object: &Value) {
+        let out = self.try_kubectl(&["apply", "-f", "-"], &object.to_string());
+        assert!(out.status.success(), "kubectl apply: {}\n{}", text(&out), self.logs());
+    }
+
+    /// An object or a list as JSON.
+    pub fn get(&self, arguments: &[&str]) -> Value {
+        let all: Vec<&str> = ["get", "-o", "json"]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .collect();
+        serde_json::from_str(&self.kubectl(&all)).expect("JSON from kubectl")
+    }
+
+    /// Items of a list.
+    pub fn list(&self, arguments: &[&str]) -> Vec<Value> {
+        self.get(arguments)["items"].as_array().cloned().expect("a list")
+    }
+
+    /// Waits until `condition` holds; panics with `what` and the logs otherwise.
+    pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition() {
+            let state = || text(&self.try_kubectl(&["get", "nodes,pods,csr,events", "-A", "-o", "wide"], ""));
+            assert!(
+                Instant::now() < deadline,
+                "not after {PATIENCE:?}: {what}\n{}\n{}",
+                state(),
+                self.logs()
+            );
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+
+    /// The last lines of what all hull processes said.
+    pub fn logs(&self) -> String {
+        let machines = std::iter::once(self.cluster.control()).chain(self.cluster.nodes());
+        machines
+            .map(|machine| {
+                let log = machine.log();
+                let lines: Vec<&str> = log.lines().collect();
+                format!(
+                    "--- {}\n{}\n",
+                    machine.name(),
+                    lines[lines.len().saturating_sub(12)..].join("\n")
+                )
+            })
+            .collect()
+    }
+
+    /// Whether a node's Ready condition has a status.
+    pub fn is_ready(&self, node: &str, status: &str) -> bool {
+        let node = self.get(&["node", node]);
+        let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions
+            .iter()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == status)
+    }
+
+    /// Makes a deployment of web servers that answer with the name of their pod, and a service `name` on port 80.
+    pub fn serve(&self, name: &str, replicas: usize, toleration: i64) -> String {
+        let script = "mkdir -p /www && hostname > /www/index.html && exec httpd -f -p 8080 -h /www";
+        let tolerations: Vec<Value> = ["not-ready", "unreachable"]
+            .iter()
+            .map(|what| {
+                json!({"key": format!("node.kubernetes.io/{what}"), "operator": "Exists", "effect": "NoExecute",
+                "tolerationSeconds": toleration})
+            })
+            .collect();
+        self.apply(&json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"terminationGracePeriodSeconds": 1, "tolerations": tolerations,
+                    "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
+                        "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"app": name}}}],
+                    "containers": [{"name": "web", "image": IMAGE, "command": ["/bin/busybox", "sh", "-c", script],
+                        "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}}]}}}}));
+        self.apply(
+            &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]}}),
+        );
+        self.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=60s"]);
+        let address = self.get(&["service", name])["spec"]["clusterIP"].clone();
+        address.as_str().expect("clusterIP").to_owned()
+    }
+
+    /// Pods of a deployment that are not going.
+    pub fn pods(&self, name: &str) -> Vec<Value> {
+        let mut pods = self.list(&["pods", "-l", &format!("app={name}")]);
+        pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        pods
+    }
+
+    /// What a process of that host gets from a URL; `None`: nothing within a second.
+    pub fn fetch(&self, machine: &Machine, url: &str) -> Option<String> {
+        let mut command = machine
+            .command(Path::new("/bin/busybox"))
+            .expect("a process of the host");
+        let out = command
+            .args(["timeout", "1", "/bin/busybox", "wget", "-q", "-O", "-", url])
+            .output();
+        let out = out.expect("run wget");
+        let answer = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+        (out.status.success() && !answer.is_empty()).then_some(answer)
+    }
+}
+
+/// A process of a host that asks a URL over and over.
+pub struct Load {
+    child: Child,
+    answers: Arc<Mutex<Vec<String>>>,
+}
+
+impl Load {
+    /// Starts asking.
+    pub fn start(machine: &Machine, url: &str) -> Self {
+        let script = format!("while :; do /bin/busybox timeout 2 /bin/busybox wget -q -O - {url} || echo FAILED; done");
+        let mut child = machine
+            .command(Path::new("/bin/sh"))
+            .expect("a process of the host")
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start the load");
+        let answers = Arc::new(Mutex::new(Vec::new()));
+        let (lines, kept) = (
+            BufReader::new(child.stdout.take().expect("its output")).lines(),
+            answers.clone(),
+        );
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                kept.lock().expect("the list").push(line);
+            }
+        });
+        Self { child, answers }
+    }
+
+    /// How many answers there are.
+    pub fn count(&self) -> usize {
+        self.answers.lock().expect("the list").len()
+    }
+
+    /// The answers so far from the `from`th on.
+    pub fn answers(&self, from: usize) -> Vec<String> {
+        self.answers.lock().expect("the list")[from..].to_vec()
+    }
+
+    /// Waits for so many answers more.
+    pub fn wait_more(&self, more: usize) {
+        let (begin, deadline) = (self.count(), Instant::now() + PATIENCE);
+        while self.count() < begin + more {
+            assert!(
+                Instant::now() < deadline,
+                "only {} answers after {PATIENCE:?}",
+                self.count() - begin
+            );
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
