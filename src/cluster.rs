@@ -57,7 +57,13 @@ pub struct Cluster {
     pub pod_network: String,
     /// The cgroup, below the cgroup2 mount, of this node's processes: pods live in it, clients in it see the services
     /// [default: the whole machine]
-    #[arg(long, global = true, default_value = "", hide_default_value = true, value_name = "NAME")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME"
+    )]
     pub node_cgroup: String,
     /// The cgroup, below the node's, that holds all pods
     #[arg(long, global = true, default_value = "hull", value_name = "NAME")]
@@ -110,11 +116,21 @@ impl Cluster {
         };
         let _: Transport = self.pod_network.parse().context("--pod-network")?;
         if let [first, second] = self.node_ips[..] {
-            ensure!(first.is_ipv4() != second.is_ipv4(), "--node-ip: two addresses of one family");
+            ensure!(
+                first.is_ipv4() != second.is_ipv4(),
+                "--node-ip: two addresses of one family"
+            );
         }
-        ensure!(self.node_ips.len() <= 2, "--node-ip: more than one address of each family");
+        ensure!(
+            self.node_ips.len() <= 2,
+            "--node-ip: more than one address of each family"
+        );
         if self.node_ips.is_empty() {
-            let found = self.joined.as_deref().and_then(address_towards).or_else(default_address);
+            let found = self
+                .joined
+                .as_deref()
+                .and_then(address_towards)
+                .or_else(default_address);
             self.node_ips.extend(found.or_else(|| pods[0].nth(1)));
         }
         Ok(self)
@@ -195,7 +211,10 @@ impl Cluster {
 
     /// The node's first address.
     pub fn address(&self) -> IpAddr {
-        self.node_ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+        self.node_ips
+            .first()
+            .copied()
+            .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 
     /// The API server as clients on this machine reach it.
@@ -231,7 +250,9 @@ impl Cluster {
         let services = ranges(&self.service_cidr).context("--service-cidr")?;
         config.ips.clone_from(&self.node_ips);
         config.ips.extend(services.iter().filter_map(|range| range.nth(1)));
-        config.ips.extend([IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()]);
+        config
+            .ips
+            .extend([IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()]);
         config.names = vec!["localhost".to_owned(), self.node().to_owned()];
         for san in &self.tls_sans {
             match san.parse() {
@@ -308,9 +329,15 @@ impl Cluster {
 
 /// One range, or one of each family with a comma between; never empty.
 fn ranges(text: &str) -> Result<Vec<Cidr>> {
-    let parsed: Vec<Cidr> = text.split(',').map(|part| part.trim().parse()).collect::<Result<_, _>>()?;
+    let parsed: Vec<Cidr> = text
+        .split(',')
+        .map(|part| part.trim().parse())
+        .collect::<Result<_, _>>()?;
     if let [first, second] = parsed[..] {
-        ensure!(first.is_ipv4() != second.is_ipv4(), "{text:?}: two ranges of one family");
+        ensure!(
+            first.is_ipv4() != second.is_ipv4(),
+            "{text:?}: two ranges of one family"
+        );
     }
     ensure!(parsed.len() <= 2, "{text:?}: more than one range of each family");
     for range in &parsed {
@@ -375,10 +402,23 @@ mod tests {
 
     #[test]
     fn ranges_are_checked() {
-        for good in ["10.96.0.0/16", "fd00::/112", "10.96.0.0/16,fd00::/112", "fd00::/112, 10.0.0.0/8"] {
+        for good in [
+            "10.96.0.0/16",
+            "fd00::/112",
+            "10.96.0.0/16,fd00::/112",
+            "fd00::/112, 10.0.0.0/8",
+        ] {
             assert!(ranges(good).is_ok(), "{good}");
         }
-        for wrong in ["", "10.96.0.0", "10.96.0.1/16", "10.96.0.0/33", "x/8", "10.96.0.0/31", "10.0.0.0/8,11.0.0.0/8"] {
+        for wrong in [
+            "",
+            "10.96.0.0",
+            "10.96.0.1/16",
+            "10.96.0.0/33",
+            "x/8",
+            "10.96.0.0/31",
+            "10.0.0.0/8,11.0.0.0/8",
+        ] {
             assert!(ranges(wrong).is_err(), "{wrong}");
         }
     }

@@ -176,9 +176,13 @@ pub fn agent(mut cluster: Cluster, options: AgentOptions) -> Result<()> {
                 token: options.token,
                 ca_hash: options.ca_hash,
             };
-            hull_agent::join::join(&config, &join).await.context("join the cluster")?;
+            hull_agent::join::join(&config, &join)
+                .await
+                .context("join the cluster")?;
         }
-        hull_agent::run::run(config, ready, asked_to_end()).await.context("agent")
+        hull_agent::run::run(config, ready, asked_to_end())
+            .await
+            .context("agent")
     })?;
     drop(runtime);
     drop(lock);
@@ -199,6 +203,8 @@ fn make_private(dir: &std::path::Path) -> Result<()> {
 /// Starts this program again in the same process, with the same arguments; returns only if that fails.
 fn again() -> Result<()> {
     let binary = std::env::current_exe().context("path of the running binary")?;
-    let error = std::process::Command::new(binary).args(std::env::args_os().skip(1)).exec();
+    let error = std::process::Command::new(binary)
+        .args(std::env::args_os().skip(1))
+        .exec();
     Err(error).context("start the agent again")
 }

@@ -106,10 +106,14 @@ async fn cluster_info(client: &Client) -> Result<(String, String)> {
     let info = client.get(path).await.context("read cluster-info")?;
     let kubeconfig = info["data"]["kubeconfig"].as_str().unwrap_or_default();
     let value = |key: &str| {
-        let line = kubeconfig.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "));
+        let line = kubeconfig
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "));
         line.with_context(|| format!("cluster-info has no {key}"))
     };
-    let ca = STANDARD.decode(value("certificate-authority-data")?).context("cluster-info")?;
+    let ca = STANDARD
+        .decode(value("certificate-authority-data")?)
+        .context("cluster-info")?;
     let ca = String::from_utf8(ca).context("cluster-info")?;
     let hash = pki::pin(&ca).map_err(anyhow::Error::msg).context("cluster-info")?;
     Ok((value("server")?.to_owned(), hash))
@@ -118,7 +122,10 @@ async fn cluster_info(client: &Client) -> Result<(String, String)> {
 async fn list(client: &Client) -> Result<()> {
     let path = format!("{}?fieldSelector=type%3D{}", secrets(), TYPE.replace('/', "%2F"));
     let secrets = client.list(&path).await.context("list the tokens")?;
-    println!("{:<24} {:<12} {:<22} {:<24} DESCRIPTION", "TOKEN", "TTL", "EXPIRES", "USAGES");
+    println!(
+        "{:<24} {:<12} {:<22} {:<24} DESCRIPTION",
+        "TOKEN", "TTL", "EXPIRES", "USAGES"
+    );
     for secret in secrets {
         println!("{}", line(&secret, Timestamp::now()));
     }
@@ -141,7 +148,11 @@ fn line(secret: &Value, now: Timestamp) -> String {
         .into_iter()
         .filter(|usage| text(&format!("usage-bootstrap-{usage}")) == "true")
         .collect();
-    let expires = if expires.is_empty() { "<never>".to_owned() } else { expires };
+    let expires = if expires.is_empty() {
+        "<never>".to_owned()
+    } else {
+        expires
+    };
     format!(
         "{:<24} {ttl:<12} {expires:<22} {:<24} {}",
         format!("{}.{}", text("token-id"), text("token-secret")),
@@ -155,7 +166,10 @@ fn line(secret: &Value, now: Timestamp) -> String {
 async fn delete(client: &Client, tokens: &[String]) -> Result<()> {
     for token in tokens {
         let id = token.split('.').next().unwrap_or_default();
-        match client.delete(&format!("{}/{PREFIX}{id}", secrets()), &Value::Null).await {
+        match client
+            .delete(&format!("{}/{PREFIX}{id}", secrets()), &Value::Null)
+            .await
+        {
             Ok(_) => println!("token {id} deleted"),
             Err(error) if error.is_not_found() => bail!("there is no token {id}: hull token list"),
             Err(error) => return Err(error).context("delete the token"),
@@ -176,10 +190,12 @@ mod tests {
         let mut secret = json!({"data": {"token-id": encode("abcdef"), "token-secret": encode("0123456789abcdef"),
             "expiration": encode("2026-01-01T01:00:00Z"), "usage-bootstrap-signing": encode("true")}});
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        let words = |secret: &Value| -> Vec<String> {
-            line(secret, now).split_whitespace().map(str::to_owned).collect()
-        };
-        assert_eq!(words(&secret), ["abcdef.0123456789abcdef", "1h", "2026-01-01T01:00:00Z", "signing"]);
+        let words =
+            |secret: &Value| -> Vec<String> { line(secret, now).split_whitespace().map(str::to_owned).collect() };
+        assert_eq!(
+            words(&secret),
+            ["abcdef.0123456789abcdef", "1h", "2026-01-01T01:00:00Z", "signing"]
+        );
         secret["data"]["expiration"] = json!(encode("2025-01-01T01:00:00Z"));
         assert_eq!(words(&secret)[1], "<expired>");
         secret["data"].as_object_mut().unwrap().remove("expiration");

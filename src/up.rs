@@ -244,9 +244,15 @@ fn flags(cluster: &Cluster) -> Vec<String> {
         format!("--node-cgroup={}", cluster.node_cgroup),
         format!("--cgroup={}", cluster.cgroup),
         format!("--bpf-dir={}", cluster.bpf_dir.display()),
-        format!("--node-monitor-grace-period={}s", cluster.node_monitor_grace_period.as_secs()),
+        format!(
+            "--node-monitor-grace-period={}s",
+            cluster.node_monitor_grace_period.as_secs()
+        ),
         format!("--node-lease-duration={}s", cluster.node_lease_duration.as_secs()),
-        format!("--cluster-signing-duration={}s", cluster.cluster_signing_duration.as_secs()),
+        format!(
+            "--cluster-signing-duration={}s",
+            cluster.cluster_signing_duration.as_secs()
+        ),
     ];
     flags.extend(cluster.pod_cidr.iter().map(|range| format!("--pod-cidr={range}")));
     flags.extend(cluster.tls_sans.iter().map(|name| format!("--tls-san={name}")));
@@ -313,10 +319,15 @@ fn say_ready(cluster: &Cluster, began: Instant, background: bool) -> Result<()> 
     } else {
         ""
     };
-    out.write_all(text.as_bytes())
+    let told = out
+        .write_all(text.as_bytes())
         .and_then(|()| out.write_all(hint.as_bytes()))
-        .and_then(|()| out.flush())
-        .context("write to standard output")?;
+        .and_then(|()| out.flush());
+    match told {
+        // `hull up --detach` has given up waiting, and said that it goes on here.
+        Err(error) if background && error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        told => told.context("write to standard output")?,
+    }
     if background {
         // The end of this pipe is what `hull up --detach` waits for.
         let null = File::options()

@@ -23,7 +23,7 @@ until_true() { n=0; until eval "$1"; do n=$((n+1)); [ $n -lt 120 ] || { echo "ne
 echo "kernel $(uname -r)"
 umount /sys/fs/bpf
 mkdir -p /var/lib/hull
-hull up --detach || hull up --detach
+hull up --detach || until_true 'kubectl get nodes 2>/dev/null | grep -q " Ready"'
 hull image import /files/busybox.tar
 grep -q 'bpf /sys/fs/bpf ' /proc/mounts || { echo "bpffs was not mounted"; exit 1; }
 kubectl apply -f - <<'Y'

@@ -428,7 +428,8 @@ impl Client {
         content_type: Option<&str>,
         body: Bytes,
     ) -> Result<Bytes, ClientError> {
-        self.request_within(method, path, content_type, body, REQUEST_TIMEOUT).await
+        self.request_within(method, path, content_type, body, REQUEST_TIMEOUT)
+            .await
     }
 
     /// As [`Client::request_bytes`], for what takes its time.

@@ -357,7 +357,12 @@ impl NodeReporter {
     }
 
     fn object(&self) -> Value {
-        let ranges: Vec<&str> = self.config.pod_cidr.split(',').filter(|range| !range.is_empty()).collect();
+        let ranges: Vec<&str> = self
+            .config
+            .pod_cidr
+            .split(',')
+            .filter(|range| !range.is_empty())
+            .collect();
         let spec = match ranges.first() {
             Some(first) => json!({"podCIDR": first, "podCIDRs": ranges}),
             None => json!({}),

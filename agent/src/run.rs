@@ -29,7 +29,7 @@ use crate::pod::manager::Manager;
 use crate::pod::objects::ObjectCache;
 use crate::pod::view::Views;
 use crate::pod::warden::Warden;
-use crate::proxy::edge::{Edge, EdgeConfig, EdgePod, EdgeView};
+use crate::proxy::edge::{self, Edge, EdgeConfig, EdgePod, EdgeView};
 use crate::proxy::{DnsRedirect, NodeView, Proxy, ProxyConfig};
 use crate::server::{self, Server, ServiceView};
 use crate::services::ServiceSync;
@@ -192,7 +192,7 @@ struct Parts {
     network: Arc<PodNetwork>,
     proxy: Proxy,
     observer: Option<Arc<Observer>>,
-    edge: Option<Arc<Edge>>,
+    edge: Arc<edge::Slot>,
 }
 
 /// Starts every part against `api`. `ready` is told when the node is registered.
@@ -246,7 +246,7 @@ async fn start_with(
         warden: parts.warden,
         images: parts.images,
         network: parts.network,
-        edge: parts.edge.clone(),
+        edge: Arc::clone(&parts.edge),
         objects: ObjectCache::new(Arc::clone(&api)),
         events: Recorder::start(Arc::clone(&api), &config.node_name),
         services: Arc::clone(&services),
@@ -255,18 +255,7 @@ async fn start_with(
         api: Arc::clone(&api),
         config: config.clone(),
     });
-    if let Some(edge) = host.edge.clone() {
-        let addresses = host
-            .network
-            .pods()
-            .into_iter()
-            .filter_map(|uid| host.network.address(&uid));
-        let pods: Vec<EdgePod> = addresses.map(|address| EdgePod::of(&address)).collect();
-        let adopted = tokio::task::spawn_blocking(move || edge.adopt(&pods)).await?;
-        adopted.unwrap_or_else(
-            |error| tracing::error!(%error, "packets of pods on this node are not handled as they should"),
-        );
-    }
+    let edge = load_edge(&host);
     let manager = Manager::adopt(Arc::clone(&host)).await.map_err(AgentError::Adopt)?;
     let query = format!("fieldSelector=spec.nodeName%3D{}", config.node_name);
     let pods = api.follow("/api/v1/pods".to_owned(), query);
@@ -305,16 +294,16 @@ async fn start_with(
     let settings = FabricConfig::new(own_route, config.pod_network, host.network.mtu());
     let fabric = Arc::new(Fabric::new(settings)?);
     let others = followed.others;
-    let edge = host.edge.clone().map(|edge| {
-        let base = EdgeView::of_node(host.network.node_addresses(), &pod_cidrs);
-        let nodes = others.clone();
-        tokio::spawn(async move {
-            if let Err(error) = edge.follow(base, nodes).await {
-                tracing::error!(%error, "new interfaces and nodes are not served");
-            }
-        })
-        .abort_handle()
-    });
+    let base = EdgeView::of_node(host.network.node_addresses(), &pod_cidrs);
+    let nodes = others.clone();
+    let edge = tokio::spawn(async move {
+        if let Ok(Some(edge)) = edge.await
+            && let Err(error) = edge.follow(base, nodes).await
+        {
+            tracing::error!(%error, "new interfaces and nodes are not served");
+        }
+    })
+    .abort_handle();
     let mut names: Vec<String> = machine.addresses().iter().map(IpAddr::to_string).collect();
     names.push(config.node_name.clone());
     let serving = settle::serving(&config, client, names, certificate)?;
@@ -337,7 +326,7 @@ async fn start_with(
         view.observer
             .map(|observer| tokio::spawn(observer.keep_tidy(view.status)).abort_handle()),
     );
-    tasks.extend(edge);
+    tasks.push(edge);
     tasks.extend(serving.map(|rotation| tokio::spawn(rotation.run()).abort_handle()));
     Ok(Agent {
         host,
@@ -372,19 +361,41 @@ async fn make_parts(config: &AgentConfig, pod_cidrs: Vec<Cidr>) -> Result<Parts,
         // Services work without; what cannot be seen is missing from the metrics, which say so.
         let observer = Observer::load(&observed)
             .inspect_err(|error| tracing::error!(%error, "latency of services is not observed on this node"));
-        let edge = Edge::load(EdgeConfig::new(&observed.bpf_dir)).inspect_err(
-            |error| tracing::error!(%error, "clients outside are not served, and pods do not reach the world, on this node"),
-        );
-        Ok::<_, proxy::Error>((proxy, observer.ok().map(Arc::new), edge.ok().map(Arc::new)))
+        Ok::<_, proxy::Error>((proxy, observer.ok().map(Arc::new)))
     });
-    let (proxy, observer, edge) = proxy.await??;
+    let (proxy, observer) = proxy.await??;
     Ok(Parts {
         warden: warden.await??,
         images: Arc::new(images.await??),
         network: Arc::new(network.await??),
         proxy,
         observer,
-        edge,
+        edge: Arc::default(),
+    })
+}
+
+/// Loads the programs for packets beside everything else, and hands them the pods there are. Pods wait for it; the node does
+/// not.
+fn load_edge(host: &Arc<Host>) -> tokio::task::JoinHandle<Option<Arc<Edge>>> {
+    let host = Arc::clone(host);
+    tokio::task::spawn_blocking(move || {
+        let edge = Edge::load(EdgeConfig::new(&host.config.bpf_dir))
+            .inspect_err(|error| {
+                tracing::error!(%error, "clients outside are not served, and pods do not reach the world, on this node");
+            })
+            .ok()
+            .map(Arc::new);
+        let uids = host.network.pods().into_iter();
+        let pods: Vec<EdgePod> = uids
+            .filter_map(|uid| host.network.address(&uid))
+            .map(|address| EdgePod::of(&address))
+            .collect();
+        let adopted = edge.as_ref().map_or(Ok(()), |edge| edge.adopt(&pods));
+        let filled = adopted.and(host.edge.fill(edge.clone()));
+        filled.unwrap_or_else(
+            |error| tracing::error!(%error, "packets of pods on this node are not handled as they should"),
+        );
+        edge
     })
 }
 

@@ -21,7 +21,7 @@ use crate::network::Cidr;
 use crate::nodes::Own;
 use crate::pod::api::Api;
 use crate::pod::host::Services;
-use crate::proxy::edge::Edge;
+use crate::proxy::edge;
 use crate::proxy::edge::health::HealthServers;
 use crate::proxy::{self, Group, NodeView, Proxy, Rejected, Report, ServiceName};
 use addresses::Changes;
@@ -39,7 +39,7 @@ pub struct ServiceSync {
     /// The kernel's half.
     pub proxy: Proxy,
     /// The half that works on packets, where there is one.
-    pub edge: Option<Arc<Edge>>,
+    pub edge: Arc<edge::Slot>,
     /// The DNS server.
     pub dns: Handle,
     /// What the proxy's tables depend on besides.
@@ -164,7 +164,10 @@ impl State {
             Err(error) => return tracing::error!(%error, "this machine's addresses cannot be listed"),
         };
         let ranges = &sync.node_port_addresses;
-        let served = found.iter().copied().filter(|address| addresses::serves(*address, ranges));
+        let served = found
+            .iter()
+            .copied()
+            .filter(|address| addresses::serves(*address, ranges));
         if let Err(error) = sync.proxy.set_addresses(&served.collect::<Vec<_>>()) {
             return tracing::error!(%error, "node ports are not served on all addresses");
         }
@@ -176,7 +179,9 @@ impl State {
         let began = std::time::Instant::now();
         let changed = self.catalogue.take_changed();
         let view = &self.sync.view;
-        let groups = changed.iter().map(|name| (name.clone(), self.catalogue.groups(name, view)));
+        let groups = changed
+            .iter()
+            .map(|name| (name.clone(), self.catalogue.groups(name, view)));
         let mut groups: BTreeMap<ServiceName, Vec<Group>> = groups.collect();
         let result = if self.synced {
             let changes = groups.iter().map(|(name, groups)| (name, groups.as_slice()));
@@ -207,8 +212,8 @@ impl State {
 
     fn report(&mut self, changed: &HashSet<ServiceName>, report: &Report) {
         let sources = self.sync.proxy.source_ranges();
-        if let (true, Some(edge)) = (report.sources_changed, &self.sync.edge)
-            && let Err(error) = edge.set_sources(sources)
+        if report.sources_changed
+            && let Err(error) = self.sync.edge.set_sources(sources)
         {
             tracing::error!(%error, "the source ranges of services were not updated");
         }
@@ -223,7 +228,10 @@ impl State {
             self.tell(service, "ServiceNotServed", message);
         }
         for name in changed {
-            let wrong = self.catalogue.service(name).and_then(|service| proxy::algorithm(service).err());
+            let wrong = self
+                .catalogue
+                .service(name)
+                .and_then(|service| proxy::algorithm(service).err());
             if let Some(wrong) = wrong {
                 let message = format!(
                     "annotation {}: {wrong:?} is none of random, maglev, least-connections, power-of-two; random it is",

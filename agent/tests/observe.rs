@@ -536,4 +536,52 @@ mod measuring {
         let closed = run(&job(&host, vec![target(Path::Pod, nobody)], Schedule::Closed, 2, 200)).unwrap();
         assert!(closed[0].failures["refused"] > 10, "as fast as they fail");
     }
+
+    /// Not a test: prints what observing costs a connect, by taking the program off and putting it on again in turn.
+    /// `cargo nextest run --release -p hull-agent --test observe --run-ignored only --no-capture`
+    #[test]
+    #[ignore = "a measurement, for a quiet machine"]
+    fn cost_of_observing() {
+        const ROUNDS: usize = 40;
+        const CONNECTS: usize = 2_000;
+        let host = Host::enter();
+        let server = Server::tcp(loopback(2), "one");
+        let service = tcp(ADDRESS);
+        let mut proxy = host.proxy();
+        apply(&mut proxy, [(service, balanced(&[&server]))]);
+        let median = || {
+            let mut times: Vec<u64> = (0..CONNECTS)
+                .map(|_| {
+                    let begin = Instant::now();
+                    let stream = TcpStream::connect(service.address).unwrap();
+                    let took = u64::try_from(begin.elapsed().as_nanos()).unwrap();
+                    drop(stream);
+                    took
+                })
+                .collect();
+            times.sort_unstable();
+            times[CONNECTS / 2]
+        };
+        let (mut with, mut without) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let observer = observer(&host);
+            with.push(median());
+            drop(observer);
+            unload(&host.bpf_dir()).unwrap();
+            without.push(median());
+        }
+        let found = hull_agent::observe::bench::overhead(&with, &without).unwrap();
+        let middle = |values: &mut Vec<u64>| {
+            values.sort_unstable();
+            values[ROUNDS / 2]
+        };
+        println!(
+            "connect p50 {} ns with, {} ns without: {:.4}x [{:.4}, {:.4}]",
+            middle(&mut with),
+            middle(&mut without),
+            found.ratio,
+            found.low,
+            found.high
+        );
+    }
 }

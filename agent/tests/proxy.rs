@@ -47,10 +47,7 @@ fn a_service_without_backends_refuses_at_once() {
     let host = Host::enter();
     let (service, datagrams) = (tcp("10.96.0.1:80"), udp("10.96.0.1:80"));
     let mut proxy = host.proxy();
-    apply(
-        &mut proxy,
-        [(service, balanced(&[])), (datagrams, balanced(&[]))],
-    );
+    apply(&mut proxy, [(service, balanced(&[])), (datagrams, balanced(&[]))]);
     assert_eq!(
         ask_tcp(service.address).unwrap_err().kind(),
         ErrorKind::ConnectionRefused
@@ -75,10 +72,7 @@ fn udp_replies_come_from_the_service_on_connected_and_unconnected_sockets() {
     assert_eq!(connected.peer_addr().unwrap(), first.address);
     let mut buffer = [0; 8];
     connected.send(b"?").unwrap();
-    assert_eq!(
-        connected.recv_from(&mut buffer).unwrap().1,
-        first.address
-    );
+    assert_eq!(connected.recv_from(&mut buffer).unwrap().1, first.address);
 
     let unconnected = UdpSocket::bind(loopback(1)).unwrap();
     for (service, name) in [(first, "one"), (second, "two"), (first, "one")] {

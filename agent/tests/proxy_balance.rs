@@ -12,7 +12,9 @@ use support::proxy::{Balanced, apply, balanced, tcp};
 use support::{Host, Server, ask_tcp, loopback};
 
 fn servers(count: u8) -> Vec<Server> {
-    (2..2 + count).map(|last| Server::tcp(loopback(last), &format!("s{last}"))).collect()
+    (2..2 + count)
+        .map(|last| Server::tcp(loopback(last), &format!("s{last}")))
+        .collect()
 }
 
 fn with(algorithm: Algorithm, servers: &[Server]) -> Balanced {
@@ -79,7 +81,10 @@ fn maglev_keeps_a_client_until_its_own_backend_goes() {
     let ask_all = |count: usize| -> Vec<String> {
         let ask = |pod| {
             host.inside(pod, || {
-                let own = addresses.iter().zip(2_u8..).map(|(address, last)| Server::tcp(*address, &format!("s{last}")));
+                let own = addresses
+                    .iter()
+                    .zip(2_u8..)
+                    .map(|(address, last)| Server::tcp(*address, &format!("s{last}")));
                 let _own: Vec<Server> = own.collect();
                 let answers = answers(service, 4);
                 assert_eq!(answers.len(), 1, "{answers:?}");
@@ -96,7 +101,11 @@ fn maglev_keeps_a_client_until_its_own_backend_goes() {
     let gone = servers.pop().unwrap();
     apply(&mut proxy, [(service, with(Algorithm::Maglev, &servers))]);
     let after = ask_all(12);
-    let moved = before.iter().zip(&after).filter(|(old, new)| **old != "s7" && old != new).count();
+    let moved = before
+        .iter()
+        .zip(&after)
+        .filter(|(old, new)| **old != "s7" && old != new)
+        .count();
     assert!(moved <= 3, "{moved} clients of others moved: {before:?} {after:?}");
     assert!(!after.contains(&"s7".to_owned()));
     drop(gone);
@@ -117,7 +126,11 @@ fn the_backend_with_the_fewest_connections_for_its_weight_is_chosen() {
     let mut weighted = with(Algorithm::LeastConnections, &servers);
     weighted.backends[0].weight = 2;
     apply(&mut proxy, [(service, weighted)]);
-    assert_eq!(answers(service, 20).into_keys().collect::<Vec<_>>(), ["s2"], "5 of 2 is less than 3 of 1");
+    assert_eq!(
+        answers(service, 20).into_keys().collect::<Vec<_>>(),
+        ["s2"],
+        "5 of 2 is less than 3 of 1"
+    );
 }
 
 #[test]
@@ -131,7 +144,11 @@ fn of_two_backends_the_one_that_connects_sooner_is_chosen() {
     set_load(&host.bpf_dir(), service, &servers[1], 2, 90);
     assert_eq!(answers(service, 20).into_keys().collect::<Vec<_>>(), ["s3"]);
     set_load(&host.bpf_dir(), service, &servers[1], 50, 90);
-    assert_eq!(answers(service, 20).into_keys().collect::<Vec<_>>(), ["s2"], "it has too much to do");
+    assert_eq!(
+        answers(service, 20).into_keys().collect::<Vec<_>>(),
+        ["s2"],
+        "it has too much to do"
+    );
 }
 
 #[test]
@@ -143,10 +160,16 @@ fn what_is_known_of_a_backend_goes_with_it_but_not_while_connections_drain() {
     apply(&mut proxy, [(service, with(Algorithm::LeastConnections, &servers))]);
     set_load(&host.bpf_dir(), service, &servers[0], 0, 100);
     set_load(&host.bpf_dir(), service, &servers[1], 1, 100);
-    apply(&mut proxy, [(service, with(Algorithm::LeastConnections, &servers[2..]))]);
+    apply(
+        &mut proxy,
+        [(service, with(Algorithm::LeastConnections, &servers[2..]))],
+    );
     let known = || open::<Member, Load>(&host.bpf_dir(), "load").keys().count();
     assert_eq!(known(), 1);
     set_load(&host.bpf_dir(), service, &servers[1], 0, 100);
-    apply(&mut proxy, [(service, with(Algorithm::LeastConnections, &servers[2..]))]);
+    apply(
+        &mut proxy,
+        [(service, with(Algorithm::LeastConnections, &servers[2..]))],
+    );
     assert_eq!(known(), 0);
 }

@@ -46,7 +46,11 @@ fn a_node_port_is_served_on_the_nodes_addresses_and_nowhere_else() {
     let mut proxy = host.proxy();
     update(&mut proxy, "v4", &[node_port(tcp("0.0.0.0:30080"), &[&server])]);
     update(&mut proxy, "v6", &[node_port(tcp("[::]:30080"), &[&v6])]);
-    assert_eq!(ask_tcp(other.address).unwrap(), "not", "before any address is known to be the node's");
+    assert_eq!(
+        ask_tcp(other.address).unwrap(),
+        "not",
+        "before any address is known to be the node's"
+    );
     addresses(&mut proxy, &["127.0.0.1", "::1", "192.0.2.7", "2001:db8::7"]);
     for address in ["127.0.0.1", "127.0.0.9", "0.0.0.0", "192.0.2.7", "[::ffff:192.0.2.7]"] {
         assert_eq!(ask_tcp(at(&format!("{address}:30080"))).unwrap(), "one", "{address}");
@@ -91,7 +95,8 @@ fn no_process_of_the_node_takes_a_node_port() {
     UdpSocket::bind(at("127.0.0.1:30081")).unwrap();
     assert_eq!(early.local_addr().unwrap().port(), 30081, "what was bound before stays");
     let pod = host.pin("pod", None);
-    host.inside(&pod, || TcpListener::bind(at("0.0.0.0:30080")).map(drop)).unwrap();
+    host.inside(&pod, || TcpListener::bind(at("0.0.0.0:30080")).map(drop))
+        .unwrap();
     update(&mut proxy, &tcp("0.0.0.0:30080").to_string(), &[]);
     TcpListener::bind(at("127.0.0.1:30080")).unwrap();
 }
@@ -127,7 +132,10 @@ fn an_ipv6_service_shows_its_address_to_tcp_and_udp_clients() {
     let (stream, datagram) = (Server::tcp(at("[::1]:0"), "six"), Server::udp(at("[::1]:0"), "udp6"));
     let (first, second) = (tcp("[fd00:96::1]:80"), udp("[fd00:96::1]:53"));
     let mut proxy = host.proxy();
-    apply(&mut proxy, [(first, balanced(&[&stream])), (second, balanced(&[&datagram]))]);
+    apply(
+        &mut proxy,
+        [(first, balanced(&[&stream])), (second, balanced(&[&datagram]))],
+    );
     let client = TcpStream::connect(first.address).unwrap();
     assert_eq!(client.peer_addr().unwrap(), first.address);
     let socket = UdpSocket::bind(at("[::1]:0")).unwrap();
@@ -145,14 +153,20 @@ fn what_only_packets_can_be_checked_for_is_left_to_them() {
     update(&mut proxy, "lb", &[with_flags(restricted, flag::BY_PACKET)]);
     let error = TcpStream::connect(at("198.51.100.7:80")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NetworkUnreachable);
-    update(&mut proxy, "lb", &[group(tcp("198.51.100.7:80"), &balanced(&[&server]))]);
+    update(
+        &mut proxy,
+        "lb",
+        &[group(tcp("198.51.100.7:80"), &balanced(&[&server]))],
+    );
     assert_eq!(ask_tcp(at("198.51.100.7:80")).unwrap(), "one");
 }
 
 #[test]
 fn affinity_holds_for_all_addresses_of_a_service() {
     let host = Host::enter();
-    let servers: Vec<Server> = (2..10).map(|last| Server::tcp(loopback(last), &format!("s{last}"))).collect();
+    let servers: Vec<Server> = (2..10)
+        .map(|last| Server::tcp(loopback(last), &format!("s{last}")))
+        .collect();
     let all: Vec<&Server> = servers.iter().collect();
     let mut proxy = host.proxy();
     addresses(&mut proxy, &["192.0.2.7"]);
@@ -181,7 +195,11 @@ fn an_address_of_another_service_is_not_taken_over_until_it_is_free() {
     let wanted = [group(address, &balanced(&[&two]))];
     let report = proxy.update([(&second, wanted.as_slice())]).unwrap();
     assert_eq!(report.rejected.len(), 1);
-    assert!(report.rejected[0].reason.contains("another service"), "{:?}", report.rejected);
+    assert!(
+        report.rejected[0].reason.contains("another service"),
+        "{:?}",
+        report.rejected
+    );
     assert_eq!(ask_tcp(address.address).unwrap(), "one");
     update(&mut proxy, "first", &[]);
     assert_eq!(ask_tcp(address.address).unwrap(), "two", "tried again by itself");

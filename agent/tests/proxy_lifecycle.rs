@@ -127,9 +127,14 @@ fn an_upgrade_with_another_layout_hands_over_without_a_gap() {
         1,
         "now through the new maps"
     );
-    let old_pins = std::fs::read_dir(host.bpf_dir())
-        .unwrap()
-        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(&format!("_v{layout}")));
+    let old_pins = std::fs::read_dir(host.bpf_dir()).unwrap().filter(|entry| {
+        entry
+            .as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .ends_with(&format!("_v{layout}"))
+    });
     assert_eq!(old_pins.count(), 0);
 }
 
@@ -176,4 +181,3 @@ fn program_ids(bpf_dir: &Path) -> BTreeSet<u32> {
         })
         .collect()
 }
-

@@ -7,7 +7,7 @@ use core::arch::asm;
 use core::hint::black_box;
 
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock_ops};
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_map_update_elem};
+use aya_ebpf::helpers::generated::bpf_map_update_elem;
 use hull_ebpf_types::observe::{BUCKETS, FAILURES, Failure, Histogram, Observed, bucket};
 use hull_ebpf_types::{Load, Member, Origin};
 
@@ -123,7 +123,7 @@ pub fn idler(origin: &Origin) {
 }
 
 #[inline(always)]
-fn smooth(origin: &Origin, microseconds: u32) {
+fn smooth(origin: &Origin, microseconds: u32, now: u64) {
     if let Some(load) = LOAD.get_ptr_mut(&member(origin)) {
         // SAFETY: a valid element.
         unsafe {
@@ -133,15 +133,15 @@ fn smooth(origin: &Origin, microseconds: u32) {
             } else {
                 old - (old >> WEIGHT) + (microseconds >> WEIGHT)
             };
-            (*load).updated = bpf_ktime_get_ns();
+            (*load).updated = now;
         }
     }
 }
 
 /// A connection was made; `observed` is the backend's element, or null.
 #[inline(always)]
-pub fn opened(origin: &Origin, observed: *mut Observed, microseconds: u32) {
-    smooth(origin, microseconds);
+pub fn opened(origin: &Origin, observed: *mut Observed, microseconds: u32, now: u64) {
+    smooth(origin, microseconds, now);
     if !observed.is_null() {
         // SAFETY: a valid element.
         unsafe {
@@ -162,9 +162,9 @@ pub fn closed(origin: &Origin) {
 
 /// A connection was not made. That its client gave up says nothing about the backend's latency, but how long it waited.
 #[inline(always)]
-pub fn failed(origin: &Origin, failure: Failure, microseconds: u32) {
+pub fn failed(origin: &Origin, failure: Failure, microseconds: u32, now: u64) {
     if failure != Failure::Abandoned {
-        smooth(origin, microseconds.max(FAILED));
+        smooth(origin, microseconds.max(FAILED), now);
     }
     broke(origin, failure);
 }

@@ -24,8 +24,9 @@ use hull_ebpf_types::observe::{Event, Failure};
 
 use socket::field;
 
-/// The callbacks that a service's socket asks for.
-const CALLBACKS: u32 = BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG;
+/// The callbacks that a service's socket asks for when it connects, and when it has: a SYN's own round trip is known.
+const WHEN_CONNECTING: u32 = BPF_SOCK_OPS_STATE_CB_FLAG;
+const WHEN_OPEN: u32 = BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG;
 /// The kernel goes on as without this program.
 const PROCEED: u32 = 1;
 
@@ -67,10 +68,15 @@ fn observe(ctx: SockOpsContext) -> u32 {
 /// The first SYN is about to leave.
 #[inline(always)]
 fn connecting(ops: *mut bpf_sock_ops, origin: &Origin) {
-    let flags = field!(ops, bpf_sock_ops_cb_flags) | CALLBACKS;
+    ask_for(ops, WHEN_CONNECTING);
+    count::busier(origin);
+}
+
+#[inline(always)]
+fn ask_for(ops: *mut bpf_sock_ops, callbacks: u32) {
+    let flags = field!(ops, bpf_sock_ops_cb_flags) | callbacks;
     // SAFETY: the context is the kernel's.
     unsafe { bpf_sock_ops_cb_flags_set(ops, flags as i32) };
-    count::busier(origin);
 }
 
 /// The socket's state is about to change (tcp_set_state).
@@ -101,11 +107,13 @@ fn changed(ops: *mut bpf_sock_ops, origin: &mut Origin) {
 
 #[inline(always)]
 fn opened(ops: *mut bpf_sock_ops, origin: &mut Origin) {
-    let microseconds = since_connect(origin);
+    // SAFETY: a helper without preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    ask_for(ops, WHEN_OPEN);
     // The SYN is acknowledged as if it were a byte.
     origin.flow.sent = field!(ops, bytes_acked);
     let observed = count::observed(origin);
-    count::opened(origin, observed, microseconds);
+    count::opened(origin, observed, since_connect(origin, now), now);
     if diary::has_room(observed) {
         origin.flow.in_diary = 1;
         diary::write(ops, origin, Event::Opened, 0);
@@ -116,7 +124,9 @@ fn opened(ops: *mut bpf_sock_ops, origin: &mut Origin) {
 fn failed(ops: *mut bpf_sock_ops, origin: &mut Origin) {
     let failure = socket::why_not_made(ops);
     count::idler(origin);
-    count::failed(origin, failure, since_connect(origin));
+    // SAFETY: a helper without preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    count::failed(origin, failure, since_connect(origin, now), now);
     count::traffic(ops, origin, 0);
     diary::write(ops, origin, Event::Failed, failure as u32);
 }
@@ -159,9 +169,7 @@ fn measured(ops: *mut bpf_sock_ops, origin: &mut Origin) {
 
 /// Microseconds since connect(2).
 #[inline(always)]
-fn since_connect(origin: &Origin) -> u32 {
-    // SAFETY: a helper without preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
+fn since_connect(origin: &Origin, now: u64) -> u32 {
     let elapsed = now.wrapping_sub(origin.started) / NANOSECONDS;
     if elapsed > u64::from(u32::MAX) {
         u32::MAX

@@ -157,6 +157,15 @@ impl Nodes {
         pods
     }
 
+    /// What a pod gets from a web server. (wget of a static busybox needs files that the image does not have.)
+    pub fn ask_from_pod(&self, pod: &str, address: &str, port: u16) -> String {
+        let script = format!(
+            "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | /bin/busybox timeout 5 /bin/busybox nc {address} {port} | /bin/busybox tail -n 1"
+        );
+        let said = self.kubectl(&["exec", pod, "--", "/bin/busybox", "sh", "-c", &script]);
+        said.trim().to_owned()
+    }
+
     /// What a process of that host gets from a URL; `None`: nothing within a second.
     pub fn fetch(&self, machine: &Machine, url: &str) -> Option<String> {
         let mut command = machine

@@ -50,7 +50,13 @@ pub fn run(command: &mut Command) -> Result<()> {
 pub fn output(mut command: Command) -> Result<String> {
     let out = command.output().with_context(|| format!("start {command:?}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    ensure!(out.status.success(), "{command:?}: {}\n{}{}", out.status, text(&out.stdout), text(&out.stderr));
+    ensure!(
+        out.status.success(),
+        "{command:?}: {}\n{}{}",
+        out.status,
+        text(&out.stdout),
+        text(&out.stderr)
+    );
     Ok(text(&out.stdout))
 }
 

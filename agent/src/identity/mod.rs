@@ -7,7 +7,7 @@ mod pair;
 mod request;
 mod rotate;
 
-pub(crate) use pair::{own_identifier, replace};
 pub use pair::{Pair, PairError};
+pub(crate) use pair::{own_identifier, replace};
 pub use request::{Request, RequestError, obtain};
 pub use rotate::{Rotation, client, serving};

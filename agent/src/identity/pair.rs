@@ -124,10 +124,13 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), PairError> {
 /// The key identifier that a certificate says its authority has.
 fn authority(certificate: &X509Certificate<'_>) -> Vec<u8> {
     use x509_parser::extensions::ParsedExtension;
-    let ids = certificate.extensions().iter().filter_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
-        _ => None,
-    });
+    let ids = certificate
+        .extensions()
+        .iter()
+        .filter_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
+            _ => None,
+        });
     ids.into_iter().next().unwrap_or_default()
 }
 
@@ -141,10 +144,13 @@ pub(crate) fn own_identifier(ca: &[u8]) -> Vec<u8> {
     let Ok((_, certificate)) = X509Certificate::from_der(&der) else {
         return Vec::new();
     };
-    let ids = certificate.extensions().iter().filter_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
-        _ => None,
-    });
+    let ids = certificate
+        .extensions()
+        .iter()
+        .filter_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+            _ => None,
+        });
     ids.into_iter().next().unwrap_or_default()
 }
 

@@ -37,9 +37,7 @@ impl Request {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(self.names.clone())?;
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, "system:nodes");
+        params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
         params
             .distinguished_name
             .push(DnType::CommonName, format!("system:node:{}", self.node));
@@ -95,7 +93,11 @@ pub async fn obtain(client: &Client, request: &Request) -> Result<Pair, RequestE
     };
     let certificate = tokio::time::timeout(WAIT, issued(client, &name))
         .await
-        .map_err(|_| refused(format!("not approved within {WAIT:?}: kubectl certificate approve {name}")))??
+        .map_err(|_| {
+            refused(format!(
+                "not approved within {WAIT:?}: kubectl certificate approve {name}"
+            ))
+        })??
         .map_err(refused)?;
     let unusable = |what: String| RequestError::Unusable {
         name: name.clone(),
@@ -143,7 +145,12 @@ fn outcome(request: &Value) -> Option<Result<String, String>> {
     let mut ends = conditions.filter(|condition| condition["type"] == "Denied" || condition["type"] == "Failed");
     let end = ends.next()?;
     let text = |field: &str| end[field].as_str().unwrap_or_default().to_owned();
-    Some(Err(format!("{} ({}: {})", text("type"), text("reason"), text("message"))))
+    Some(Err(format!(
+        "{} ({}: {})",
+        text("type"),
+        text("reason"),
+        text("message")
+    )))
 }
 
 #[cfg(test)]
@@ -152,8 +159,14 @@ mod tests {
 
     #[test]
     fn the_outcome_is_read_from_the_status() {
-        assert_eq!(outcome(&json!({"status": {"conditions": [{"type": "Approved"}]}})), None);
-        assert_eq!(outcome(&json!({"status": {"certificate": "eA=="}})), Some(Ok("eA==".to_owned())));
+        assert_eq!(
+            outcome(&json!({"status": {"conditions": [{"type": "Approved"}]}})),
+            None
+        );
+        assert_eq!(
+            outcome(&json!({"status": {"certificate": "eA=="}})),
+            Some(Ok("eA==".to_owned()))
+        );
         let denied = json!({"status": {"conditions": [{"type": "Denied", "reason": "No", "message": "not you"}]}});
         assert_eq!(outcome(&denied), Some(Err("Denied (No: not you)".to_owned())));
     }

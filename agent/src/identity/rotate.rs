@@ -32,7 +32,10 @@ pub fn client(client: Client, node: &str, path: PathBuf, current: Option<Pair>) 
     let (used, node) = (client.clone(), node.to_owned());
     Rotation {
         client,
-        request: Request { node, names: Vec::new() },
+        request: Request {
+            node,
+            names: Vec::new(),
+        },
         path,
         current,
         install: Box::new(move |pair| used.set_identity(pair.pem()).map_err(|error| error.to_string())),
@@ -69,7 +72,10 @@ impl Rotation {
     pub async fn run(mut self) {
         let mut delay = RETRY.0;
         loop {
-            let left = self.current.as_ref().map_or(Duration::ZERO, |pair| left(pair, Timestamp::now()));
+            let left = self
+                .current
+                .as_ref()
+                .map_or(Duration::ZERO, |pair| left(pair, Timestamp::now()));
             if !left.is_zero() {
                 tokio::time::sleep(left.min(LONGEST)).await;
                 continue;
@@ -87,7 +93,9 @@ impl Rotation {
     }
 
     async fn renew(&mut self) -> Result<(), String> {
-        let pair = obtain(&self.client, &self.request).await.map_err(|error| error.to_string())?;
+        let pair = obtain(&self.client, &self.request)
+            .await
+            .map_err(|error| error.to_string())?;
         pair.write(&self.path).map_err(|error| error.to_string())?;
         (self.install)(&pair)?;
         tracing::info!(path = %self.path.display(), seconds = pair.not_after - Timestamp::now().as_second(), "a new certificate is in use");

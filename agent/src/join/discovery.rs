@@ -100,7 +100,9 @@ pub(super) async fn discover(server: &str, token: &str, pin: Option<&str>) -> Re
         .map_err(|_| unreachable(format!("no answer within {TIMEOUT:?}")))?
         .map_err(unreachable)?;
     let kubeconfig = info["data"]["kubeconfig"].as_str().unwrap_or_default();
-    let signature = info["data"][format!("jws-kubeconfig-{id}")].as_str().unwrap_or_default();
+    let signature = info["data"][format!("jws-kubeconfig-{id}")]
+        .as_str()
+        .unwrap_or_default();
     if !jws::is_signed(kubeconfig, signature, id, secret) {
         return Err(DiscoveryError::Unsigned {
             server: server.to_owned(),
@@ -143,7 +145,11 @@ async fn fetch(server: &str) -> Result<Value, String> {
     if uri.scheme_str() != Some("https") {
         return Err("want https://HOST:PORT".to_owned());
     }
-    let host = uri.host().ok_or("no host in the URL")?.trim_matches(['[', ']']).to_owned();
+    let host = uri
+        .host()
+        .ok_or("no host in the URL")?
+        .trim_matches(['[', ']'])
+        .to_owned();
     let port = uri.port_u16().unwrap_or(443);
     let stream = match host.parse() {
         Ok(ip) => TcpStream::connect(SocketAddr::new(ip, port)).await,
@@ -201,7 +207,12 @@ impl ServerCertVerifier for Anyone {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -210,7 +221,12 @@ impl ServerCertVerifier for Anyone {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -57,7 +57,10 @@ mod tests {
             "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
         );
         assert_eq!(
-            hex(hmac(&[0xaa; 131], b"Test Using Larger Than Block-Size Key - Hash Key First")),
+            hex(hmac(
+                &[0xaa; 131],
+                b"Test Using Larger Than Block-Size Key - Hash Key First"
+            )),
             "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"
         );
     }
@@ -71,7 +74,12 @@ mod tests {
         assert!(!is_signed("other", &signature, "abcdef", "secret"));
         assert!(!is_signed("text", &signature, "bcdefg", "secret"));
         assert!(!is_signed("text", &signature, "abcdef", "guess"));
-        for odd in ["", "..", &format!("{header}.."), &format!("{header}.x.{}", BASE64.encode(mac))] {
+        for odd in [
+            "",
+            "..",
+            &format!("{header}.."),
+            &format!("{header}.x.{}", BASE64.encode(mac)),
+        ] {
             assert!(!is_signed("text", odd, "abcdef", "secret"), "{odd}");
         }
     }

@@ -119,7 +119,10 @@ mod tests {
         settings.keep(&config).unwrap();
         assert_eq!(Settings::kept(&config), Some(settings.clone()));
         settings.apply(&mut config).unwrap();
-        assert_eq!((config.service_cidr.as_str(), config.pod_network), ("10.2.0.0/16", Transport::Vxlan));
+        assert_eq!(
+            (config.service_cidr.as_str(), config.pod_network),
+            ("10.2.0.0/16", Transport::Vxlan)
+        );
         settings.cluster_dns = "somewhere".to_owned();
         let error = settings.apply(&mut config).unwrap_err().to_string();
         assert!(error.contains("clusterDNS \"somewhere\""), "{error}");

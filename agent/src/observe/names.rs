@@ -127,8 +127,16 @@ pub fn frontends_of(service: &Service) -> Vec<(bpf::Frontend, String)> {
 
 /// The unspecified address of each family that a service has: it stands for every address of the node.
 fn families(addresses: &[IpAddr]) -> Vec<IpAddr> {
-    let of = |family: IpAddr| addresses.iter().any(|ip| ip.is_ipv4() == family.is_ipv4()).then_some(family);
-    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)].into_iter().filter_map(of).collect()
+    let of = |family: IpAddr| {
+        addresses
+            .iter()
+            .any(|ip| ip.is_ipv4() == family.is_ipv4())
+            .then_some(family)
+    };
+    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
+        .into_iter()
+        .filter_map(of)
+        .collect()
 }
 
 /// An address as the maps have it.
@@ -243,6 +251,9 @@ mod tests {
         assert_eq!(name("10.96.0.8", 80, 6), "/10.96.0.8:80/TCP");
         let all = frontends_of(&service);
         assert_eq!(all.len(), 4 * 2 + 2, "a node port for each family");
-        assert!(all.iter().all(|(frontend, _)| !names.name(frontend).namespace.is_empty()));
+        assert!(
+            all.iter()
+                .all(|(frontend, _)| !names.name(frontend).namespace.is_empty())
+        );
     }
 }

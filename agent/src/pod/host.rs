@@ -18,7 +18,7 @@ use crate::config::AgentConfig;
 use crate::events::Recorder;
 use crate::image::ImageStore;
 use crate::network::PodNetwork;
-use crate::proxy::edge::Edge;
+use crate::proxy::edge;
 use crate::volume::VolumeDirs;
 
 /// The services of the cluster, as last seen.
@@ -41,7 +41,7 @@ pub struct Host {
     /// The pod network.
     pub network: Arc<PodNetwork>,
     /// What handles packets at the pods' interfaces; without it they take the kernel's long way.
-    pub edge: Option<Arc<Edge>>,
+    pub edge: Arc<edge::Slot>,
     /// ConfigMaps and Secrets in use.
     pub objects: ObjectCache,
     /// Events.

@@ -180,7 +180,7 @@ fn connect(host: &Host, pod: &Pod) -> Result<Vec<IpAddr>, String> {
                 .network
                 .setup(uid, &pinned.path(Kind::Net))
                 .map_err(|error| error.to_string())?;
-            if let Some(edge) = &host.edge {
+            if let Some(edge) = host.edge.wait() {
                 edge.attach_pod(&EdgePod::of(&address))
                     .map_err(|error| error.to_string())?;
             }
@@ -256,7 +256,7 @@ pub fn namespaces(host: &Host, pod: &Pod) -> Namespaces {
 
 /// Takes everything of the pod's sandbox away; what is not there is fine. Blocks.
 pub fn tear_down(host: &Host, uid: &str) -> Result<(), String> {
-    if let (Some(edge), Some(address)) = (&host.edge, host.network.address(uid)) {
+    if let (Some(edge), Some(address)) = (host.edge.get(), host.network.address(uid)) {
         edge.detach_pod(&address.host_interface)
             .map_err(|error| error.to_string())?;
     }

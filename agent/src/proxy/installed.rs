@@ -122,7 +122,8 @@ impl Installed {
             if !set.extents.contains(&extent) {
                 set.extents.push(extent);
             }
-            let alike = set.extents.len() == 1 && (set.algorithm, set.affinity) == (service.algorithm, service.affinity);
+            let alike =
+                set.extents.len() == 1 && (set.algorithm, set.affinity) == (service.algorithm, service.affinity);
             set.intact &= alike && service.frontend == *frontend;
             installed.services.insert(*frontend, *service);
         }
@@ -130,7 +131,11 @@ impl Installed {
         // An id that still has strays must not be given to a new set before they are gone.
         let ids = contents.services.iter().map(|(_, service)| service.id);
         let stray_ids = contents.slots.iter().map(|(slot, _)| slot.service);
-        installed.last_id = ids.chain(stray_ids).chain(contents.counters.iter().copied()).max().unwrap_or(0);
+        installed.last_id = ids
+            .chain(stray_ids)
+            .chain(contents.counters.iter().copied())
+            .max()
+            .unwrap_or(0);
         (installed, strays)
     }
 
@@ -143,7 +148,9 @@ impl Installed {
         let slots = contents.slots.iter().map(|(slot, _)| slot);
         let slots = slots.filter(|slot| !used(slot, |extent| extent.count));
         let chunks = &contents.chunks;
-        let chunks = chunks.iter().filter(|chunk| !used(chunk, |e| e.table.div_ceil(bpf::CHUNK as u32)));
+        let chunks = chunks
+            .iter()
+            .filter(|chunk| !used(chunk, |e| e.table.div_ceil(bpf::CHUNK as u32)));
         let members = contents.members.iter().filter(|member| {
             let set = self.sets.get(&member.service);
             let of_set = set.is_some_and(|set| set.backends.iter().any(|b| b.endpoint == member.endpoint));

@@ -261,7 +261,10 @@ mod tests {
         let inside = |address: [u32; 4]| (0..4).all(|i| address[i] & ranges[0][i + 4] == ranges[0][i]);
         assert!(inside(address));
         assert!(!inside(tables::words("10.97.7.7".parse().unwrap())));
-        assert!(!inside(tables::words("::10.96.7.7".parse().unwrap())), "only the mapped form");
+        assert!(
+            !inside(tables::words("::10.96.7.7".parse().unwrap())),
+            "only the mapped form"
+        );
         assert_eq!(ranges[1], [u32::MAX; 8], "no address is all ones");
     }
 

@@ -24,7 +24,9 @@ pub(super) fn length(present: u32, backends: usize) -> u32 {
     if LENGTHS.contains(&present) && KEPT.contains(&(present as usize / backends)) {
         return present;
     }
-    let enough = LENGTHS.iter().find(|length| **length as usize >= backends.saturating_mul(PLACES));
+    let enough = LENGTHS
+        .iter()
+        .find(|length| **length as usize >= backends.saturating_mul(PLACES));
     *enough.unwrap_or(&LENGTHS[LENGTHS.len() - 1])
 }
 
@@ -91,7 +93,9 @@ impl Turn {
 fn hash(endpoint: &bpf::Endpoint) -> u64 {
     let port = u64::from(u16::from_be(endpoint.port));
     let words = endpoint.address.iter().map(|word| u64::from(u32::from_be(*word)));
-    words.chain([port]).fold(0x9e37_79b9_7f4a_7c15, |state, word| mix(state ^ word))
+    words
+        .chain([port])
+        .fold(0x9e37_79b9_7f4a_7c15, |state, word| mix(state ^ word))
 }
 
 /// The finalizer of splitmix64.
@@ -148,7 +152,10 @@ mod tests {
         let places = new_table(&weighted);
         let shares = shares(&places, 3);
         let fifth = places.len() / 5;
-        assert!(shares[0].abs_diff(fifth) <= 2 && shares[1].abs_diff(3 * fifth) <= 4, "{shares:?}");
+        assert!(
+            shares[0].abs_diff(fifth) <= 2 && shares[1].abs_diff(3 * fifth) <= 4,
+            "{shares:?}"
+        );
         assert!(new_table(&[]).is_empty());
     }
 
@@ -167,7 +174,11 @@ mod tests {
                 });
                 let moved = moved.count();
                 // The paper measures a few percent; the places of the backend that is gone are not counted here.
-                assert!(moved * 100 <= before.len() * 10, "{moved} of {} with {count}", before.len());
+                assert!(
+                    moved * 100 <= before.len() * 10,
+                    "{moved} of {} with {count}",
+                    before.len()
+                );
             }
         }
     }

@@ -31,8 +31,8 @@ use hull_ebpf_types as bpf;
 pub use compute::{BALANCE, DnsRedirect, FORWARDING, NodeView, algorithm, compute, dns};
 pub use error::{Error, Rejected};
 pub use load::unload;
-pub use slices::{MAX_WEIGHT, Slice, WEIGHTS};
 pub(crate) use slices::service_of;
+pub use slices::{MAX_WEIGHT, Slice, WEIGHTS};
 pub use status::Status;
 pub use tables::{Algorithm, Backend, Exposed, Frontend, Group, GroupName, Protocol, Scope, ServiceName};
 
@@ -213,7 +213,11 @@ impl Proxy {
         for name in gone.cloned().collect::<Vec<_>>() {
             self.replace(&name, &[], &mut round);
         }
-        let unclaimed = self.installed.sets.keys().filter(|id| !self.installed.claimed.contains(id));
+        let unclaimed = self
+            .installed
+            .sets
+            .keys()
+            .filter(|id| !self.installed.claimed.contains(id));
         for id in unclaimed.copied().collect::<Vec<_>>() {
             let change = plan::removal(&self.installed, id);
             self.carry_out(change, None, &mut round);
@@ -318,7 +322,11 @@ impl Proxy {
             holder.is_none_or(|holder| !self.installed.is_others(service, holder.id))
         });
         for exposed in &taken {
-            round.reject(service, exposed.frontend, "another service has this address and port".to_owned());
+            round.reject(
+                service,
+                exposed.frontend,
+                "another service has this address and port".to_owned(),
+            );
         }
         let change = plan::change(&self.installed, id, group, &free, wanted);
         let restricted = free.iter().any(|exposed| exposed.restricted);
@@ -396,7 +404,10 @@ impl Proxy {
         if failed.iter().any(held) {
             change.result.intact = false;
             let old = self.installed.sets.get(&change.id);
-            change.result.extents.extend(old.into_iter().flat_map(|old| &old.extents));
+            change
+                .result
+                .extents
+                .extend(old.into_iter().flat_map(|old| &old.extents));
         } else {
             self.clean_up(&change, round);
         }
@@ -416,7 +427,10 @@ impl Proxy {
                 tracing::warn!(id = change.id, %error, "could not remove what a service no longer uses");
             }
         }
-        let udp = change.left.iter().filter(|frontend| Frontend::from_bpf(frontend).is_some_and(is_udp));
+        let udp = change
+            .left
+            .iter()
+            .filter(|frontend| Frontend::from_bpf(frontend).is_some_and(is_udp));
         round.gone.extend(udp.flat_map(|frontend| {
             change.gone.iter().map(|endpoint| bpf::Translation {
                 frontend: *frontend,

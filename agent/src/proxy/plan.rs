@@ -65,7 +65,9 @@ pub(super) fn change(
         ..Change::default()
     };
     if !same {
-        change.prepare.extend(slots(id, extent.generation, group).map(Op::PutSlot));
+        change
+            .prepare
+            .extend(slots(id, extent.generation, group).map(Op::PutSlot));
         change.prepare.extend(chunks(id, extent, group));
         change.cleanup.extend(remove_extents(id, old));
     }
@@ -104,14 +106,24 @@ pub(super) fn removal(installed: &Installed, id: u32) -> Change {
     let held = |frontend: &&bpf::Frontend| installed.services.get(frontend).is_some_and(|service| service.id == id);
     let mut change = Change {
         id,
-        commits: old.frontends.iter().filter(held).copied().map(Op::RemoveService).collect(),
+        commits: old
+            .frontends
+            .iter()
+            .filter(held)
+            .copied()
+            .map(Op::RemoveService)
+            .collect(),
         cleanup: remove_extents(id, old).collect(),
         gone: old.backends.iter().map(|backend| backend.endpoint).collect(),
         left: old.frontends.clone(),
         ..Change::default()
     };
     members(&mut change, old, &empty);
-    let loads = old.backends.iter().map(|backend| member(id, backend)).map(Op::RemoveLoad);
+    let loads = old
+        .backends
+        .iter()
+        .map(|backend| member(id, backend))
+        .map(Op::RemoveLoad);
     change.cleanup.extend(loads);
     change.cleanup.push(Op::RemoveCounters(id));
     change
@@ -224,8 +236,12 @@ fn members(change: &mut Change, old: &Set, new: &Set) {
     }
     let (had, has) = (of(old), of(new));
     let known = |member: &&bpf::Member| !(old.intact && had.contains(member));
-    change.prepare.extend(has.iter().filter(known).copied().map(Op::PutMember));
-    change.cleanup.extend(had.difference(&has).copied().map(Op::RemoveMember));
+    change
+        .prepare
+        .extend(has.iter().filter(known).copied().map(Op::PutMember));
+    change
+        .cleanup
+        .extend(had.difference(&has).copied().map(Op::RemoveMember));
 }
 
 fn service(id: u32, extent: Extent, group: &Group, exposed: &Exposed) -> bpf::Service {

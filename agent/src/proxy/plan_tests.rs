@@ -102,7 +102,13 @@ fn service_name() -> ServiceName {
 fn carry_out(maps: &mut Maps, installed: &mut Installed, group: &Group, stop: Option<usize>) {
     let before: Vec<Option<Vec<Backend>>> = (1..=3).map(|n| maps.backends(&frontend(n).to_bpf())).collect();
     let id = installed.claim(&service_name(), group);
-    let change = change(installed, id, group, &group.frontends, &std::collections::HashSet::new());
+    let change = change(
+        installed,
+        id,
+        group,
+        &group.frontends,
+        &std::collections::HashSet::new(),
+    );
     let writes = change.prepare.iter().chain(&change.commits).chain(&change.cleanup);
     for op in writes.take(stop.unwrap_or(usize::MAX)) {
         maps.execute(op);
@@ -130,7 +136,8 @@ fn groups() -> impl Strategy<Value = Group> {
         Algorithm::PowerOfTwo,
     ]);
     let backends = prop::collection::vec((1_u8..6, 1_u32..4), 0..5);
-    (backends, algorithms, 1_u8..4).prop_map(|(backends, algorithm, frontends)| a_group(&backends, algorithm, frontends))
+    (backends, algorithms, 1_u8..4)
+        .prop_map(|(backends, algorithm, frontends)| a_group(&backends, algorithm, frontends))
 }
 
 proptest! {
@@ -165,7 +172,12 @@ proptest! {
 fn a_removed_group_leaves_nothing() {
     for algorithm in [Algorithm::Random, Algorithm::Maglev] {
         let (mut maps, mut installed) = (Maps::default(), Installed::default());
-        carry_out(&mut maps, &mut installed, &a_group(&[(1, 2), (2, 1)], algorithm, 3), None);
+        carry_out(
+            &mut maps,
+            &mut installed,
+            &a_group(&[(1, 2), (2, 1)], algorithm, 3),
+            None,
+        );
         assert_eq!(maps.services.len(), 3);
         let id = *installed.sets.keys().next().unwrap();
         let change = removal(&installed, id);

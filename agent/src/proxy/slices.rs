@@ -114,7 +114,11 @@ impl Place {
         let weight = weights.get(&address).copied().unwrap_or(1).clamp(1, MAX_WEIGHT);
         Some(Place {
             address,
-            hostname: endpoint.hostname.as_deref().filter(|name| !name.is_empty()).map(Box::from),
+            hostname: endpoint
+                .hostname
+                .as_deref()
+                .filter(|name| !name.is_empty())
+                .map(Box::from),
             state: state(endpoint),
             local: endpoint.node_name.as_deref() == Some(node),
             weight: weight as u16,
@@ -141,7 +145,8 @@ fn state(endpoint: &Endpoint) -> State {
 fn weights(slice: &EndpointSlice) -> BTreeMap<IpAddr, u32> {
     let annotations = slice.metadata.annotations.as_ref();
     let text = annotations.and_then(|annotations| annotations.get(WEIGHTS));
-    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    text.and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default()
 }
 
 /// A port of the API, when it is one.

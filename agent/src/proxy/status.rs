@@ -47,8 +47,16 @@ impl Status {
         use std::fmt::Write as _;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let gauges = [
-            ("frontends", "Addresses that lead to services on this node.", &self.frontends),
-            ("backends", "Backends of services, counted for each port.", &self.backends),
+            (
+                "frontends",
+                "Addresses that lead to services on this node.",
+                &self.frontends,
+            ),
+            (
+                "backends",
+                "Backends of services, counted for each port.",
+                &self.backends,
+            ),
             (
                 "services_rejected",
                 "Services of which something does not fit into the maps or is taken by another one.",

@@ -38,7 +38,9 @@ fn kept(config: &AgentConfig, path: &std::path::Path) -> Option<Pair> {
     let pair = Pair::read(path)
         .inspect_err(|error| tracing::warn!(%error, "a certificate from an earlier run is not usable"))
         .ok()??;
-    let authority = fs::read(&config.client_ca).map(|pem| identity::own_identifier(&pem)).ok()?;
+    let authority = fs::read(&config.client_ca)
+        .map(|pem| identity::own_identifier(&pem))
+        .ok()?;
     (authority == pair.authority && pair.is_valid(Timestamp::now())).then_some(pair)
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::{BodyExt as _, Limited};
-use hull_ebpf_types::observe::Health;
+use hull_ebpf_types::edge::Reason;
 use hyper::body::Incoming;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -65,6 +65,7 @@ pub(super) async fn metrics(host: &Arc<Host>, services: &ServiceView, query: &Qu
             pods,
         };
         metrics::write(&mut out, &facts);
+        packets(&mut out, &host);
         let mut proxy = String::new();
         services.status.write_metrics(&mut proxy);
         out.append(&proxy);
@@ -76,7 +77,22 @@ pub(super) async fn metrics(host: &Arc<Host>, services: &ServiceView, query: &Qu
     }
 }
 
-fn see(host: &Host, observer: &Observer) -> Result<(Snapshot, Health), crate::observe::Error> {
+/// What the programs that work on packets did with them.
+fn packets(out: &mut exposition::Exposition, host: &Host) {
+    let Some(Ok(counts)) = host.edge.get().map(|edge| edge.reasons()) else {
+        return;
+    };
+    let help = "Packets handled or dropped by the service proxy on interfaces, by reason.";
+    out.family("hull_edge_packets", exposition::Kind::Counter, help);
+    for (reason, count) in Reason::NAMES.iter().zip(counts) {
+        out.sample("_total", &[("reason", reason)], count);
+    }
+}
+
+fn see(
+    host: &Host,
+    observer: &Observer,
+) -> Result<(Snapshot, hull_ebpf_types::observe::Health), crate::observe::Error> {
     let names = names(host);
     let snapshot = Snapshot {
         node: host.config.node_name.clone(),

@@ -78,7 +78,10 @@ impl Catalogue {
 
     /// All services.
     pub(super) fn services(&self) -> Vec<Arc<Service>> {
-        self.entries.values().filter_map(|entry| entry.service.clone()).collect()
+        self.entries
+            .values()
+            .filter_map(|entry| entry.service.clone())
+            .collect()
     }
 
     /// One service.
@@ -222,7 +225,11 @@ mod tests {
         known.take_service(ListWatchEvent::Applied(
             json!({"metadata": {"namespace": "ns", "name": "bad"}, "spec": 7}),
         ));
-        assert_eq!(names(known.take_changed()), ["a"], "what cannot be decoded changes nothing");
+        assert_eq!(
+            names(known.take_changed()),
+            ["a"],
+            "what cannot be decoded changes nothing"
+        );
         assert!(known.services_listed && known.services().len() == 1);
     }
 

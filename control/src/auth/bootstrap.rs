@@ -287,7 +287,10 @@ pub fn bootstrap() -> Vec<Value> {
     ] {
         objects.push(binding(name, kind, subjects));
     }
-    for (request, group) in [("nodeclient", "system:bootstrappers"), ("selfnodeclient", "system:nodes")] {
+    for (request, group) in [
+        ("nodeclient", "system:bootstrappers"),
+        ("selfnodeclient", "system:nodes"),
+    ] {
         let name = format!("system:certificates.k8s.io:certificatesigningrequests:{request}");
         let resource = format!("certificatesigningrequests/{request}");
         objects.push(role(
@@ -298,7 +301,10 @@ pub fn bootstrap() -> Vec<Value> {
     }
     for (signer, name) in [
         ("kubernetes.io/kube-apiserver-client", "kube-apiserver-client"),
-        ("kubernetes.io/kube-apiserver-client-kubelet", "kube-apiserver-client-kubelet"),
+        (
+            "kubernetes.io/kube-apiserver-client-kubelet",
+            "kube-apiserver-client-kubelet",
+        ),
         ("kubernetes.io/kubelet-serving", "kubelet-serving"),
     ] {
         objects.push(role(
@@ -307,14 +313,18 @@ pub fn bootstrap() -> Vec<Value> {
                 "verbs": ["approve"]}]),
         ));
     }
-    objects.extend(readable("kube-public", "system:hull:cluster-info", "cluster-info", &[
-        ("User", super::ANONYMOUS),
-        ("Group", "system:bootstrappers"),
-    ]));
-    objects.extend(readable("kube-system", "system:hull:node-settings", NODE_SETTINGS, &[
-        ("Group", "system:nodes"),
-        ("Group", "system:bootstrappers"),
-    ]));
+    objects.extend(readable(
+        "kube-public",
+        "system:hull:cluster-info",
+        "cluster-info",
+        &[("User", super::ANONYMOUS), ("Group", "system:bootstrappers")],
+    ));
+    objects.extend(readable(
+        "kube-system",
+        "system:hull:node-settings",
+        NODE_SETTINGS,
+        &[("Group", "system:nodes"), ("Group", "system:bootstrappers")],
+    ));
     objects
 }
 

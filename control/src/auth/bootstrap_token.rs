@@ -80,7 +80,10 @@ impl std::str::FromStr for BootstrapToken {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let fits = |part: &str, length: usize| {
-            part.len() == length && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+            part.len() == length
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
         };
         match text.split_once('.') {
             Some((id, secret)) if fits(id, ID_LENGTH) && fits(secret, SECRET_LENGTH) => Ok(Self {
@@ -148,7 +151,9 @@ impl TokenSecret {
     fn extra_groups(&self) -> Option<Vec<String>> {
         let text = self.text("auth-extra-groups");
         let groups = text.split(',').filter(|group| !group.is_empty());
-        groups.map(|group| is_extra_group(group).then(|| group.to_owned())).collect()
+        groups
+            .map(|group| is_extra_group(group).then(|| group.to_owned()))
+            .collect()
     }
 }
 
@@ -184,7 +189,10 @@ pub(super) fn authenticate(cache: &Cache, token: &BootstrapToken, now: Timestamp
         return Err(format!("bootstrap token {} is not for authentication", token.id));
     }
     let Some(extra) = secret.extra_groups() else {
-        return Err(format!("bootstrap token {} has a group that is no bootstrappers'", token.id));
+        return Err(format!(
+            "bootstrap token {} has a group that is no bootstrappers'",
+            token.id
+        ));
     };
     let mut groups = vec![GROUP.to_owned()];
     groups.extend(extra);
@@ -219,8 +227,18 @@ mod tests {
     #[test]
     fn a_token_has_six_and_sixteen_characters() {
         let token = BootstrapToken::generate(&Environment::system());
-        assert_eq!(token.to_string().parse::<BootstrapToken>().unwrap().to_string(), token.to_string());
-        for wrong in ["", "abcdef", "abcdef.0123456789abcde", "ABCDEF.0123456789abcdef", "abcde.f0123456789abcdef", "abcdef.0123456789abcdef."] {
+        assert_eq!(
+            token.to_string().parse::<BootstrapToken>().unwrap().to_string(),
+            token.to_string()
+        );
+        for wrong in [
+            "",
+            "abcdef",
+            "abcdef.0123456789abcde",
+            "ABCDEF.0123456789abcdef",
+            "abcde.f0123456789abcdef",
+            "abcdef.0123456789abcdef.",
+        ] {
             assert!(wrong.parse::<BootstrapToken>().is_err(), "{wrong}");
         }
     }
@@ -236,15 +254,25 @@ mod tests {
 
     #[test]
     fn a_secret_tells_until_when_and_for_what() {
-        let secret = stored("abcdef.0123456789abcdef", json!({"auth-extra-groups": "system:bootstrappers:a:b"}));
+        let secret = stored(
+            "abcdef.0123456789abcdef",
+            json!({"auth-extra-groups": "system:bootstrappers:a:b"}),
+        );
         assert_eq!(secret.token().unwrap().to_string(), "abcdef.0123456789abcdef");
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
         assert!(secret.is_good(at("2026-01-01T23:59:59Z")) && !secret.is_good(at("2026-01-02T00:00:00Z")));
         assert!(secret.is_for("signing") && secret.is_for("authentication") && !secret.is_for("x"));
         assert_eq!(secret.extra_groups().unwrap(), ["system:bootstrappers:a:b"]);
-        let odd = stored("abcdef.0123456789abcdef", json!({"expiration": "soon", "auth-extra-groups": "system:masters"}));
+        let odd = stored(
+            "abcdef.0123456789abcdef",
+            json!({"expiration": "soon", "auth-extra-groups": "system:masters"}),
+        );
         assert!(!odd.is_good(Timestamp::UNIX_EPOCH));
         assert_eq!(odd.extra_groups(), None);
-        assert!(stored("abcdef.0123456789abcdef", json!({"token-id": "bcdefg"})).token().is_none());
+        assert!(
+            stored("abcdef.0123456789abcdef", json!({"token-id": "bcdefg"}))
+                .token()
+                .is_none()
+        );
     }
 }

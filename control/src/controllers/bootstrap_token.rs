@@ -161,16 +161,29 @@ mod tests {
 
     #[test]
     fn cluster_info_is_signed_by_each_good_token_until_it_ends() {
-        let info = ClusterInfo { kubeconfig: "text".into() };
+        let info = ClusterInfo {
+            kubeconfig: "text".into(),
+        };
         let mut world = World::new(vec![Box::new(info), Box::new(TokenCleaner)]);
-        world.memory.put("namespaces", "", json!({"metadata": {"name": PUBLIC}}));
+        world
+            .memory
+            .put("namespaces", "", json!({"metadata": {"name": PUBLIC}}));
         world.settle();
         assert!(signatures(&world).is_empty());
         token(&mut world, "abcdef.0123456789abcdef", &[]);
-        token(&mut world, "bbbbbb.0123456789abcdef", &[("usage-bootstrap-signing", "false")]);
+        token(
+            &mut world,
+            "bbbbbb.0123456789abcdef",
+            &[("usage-bootstrap-signing", "false")],
+        );
         token(&mut world, "cccccc.0123456789abcdef", &[("token-secret", "damaged")]);
         assert_eq!(signatures(&world), ["jws-kubeconfig-abcdef"]);
-        world.memory.patch(CONFIG_MAPS, PUBLIC, CLUSTER_INFO, &json!({"data": {"kubeconfig": "forged"}}));
+        world.memory.patch(
+            CONFIG_MAPS,
+            PUBLIC,
+            CLUSTER_INFO,
+            &json!({"data": {"kubeconfig": "forged"}}),
+        );
         world.settle();
         let info = world.memory.get(CONFIG_MAPS, PUBLIC, CLUSTER_INFO).unwrap().value();
         assert_eq!(info["data"]["kubeconfig"], "text");
@@ -185,7 +198,10 @@ mod tests {
         let token: BootstrapToken = "abcdef.0123456789abcdef".parse().unwrap();
         let signed = sign("text", &token).unwrap();
         let (header, signature) = signed.split_once("..").unwrap();
-        assert_eq!(URL_SAFE_NO_PAD.decode(header).unwrap(), br#"{"alg":"HS256","kid":"abcdef"}"#);
+        assert_eq!(
+            URL_SAFE_NO_PAD.decode(header).unwrap(),
+            br#"{"alg":"HS256","kid":"abcdef"}"#
+        );
         assert_eq!(signature, EXPECTED);
     }
 

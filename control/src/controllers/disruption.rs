@@ -70,7 +70,9 @@ impl Controller for Disruption {
         let numbers = match expected(context.view, &key.namespace, &spec, &pods) {
             Ok((expected, desired)) => Numbers::of(&pods, &disrupted, expected, desired),
             Err(message) => {
-                outcome.notices.push(Notice::warning(&object, "CalculateExpectedPodCountFailed", message));
+                outcome
+                    .notices
+                    .push(Notice::warning(&object, "CalculateExpectedPodCountFailed", message));
                 Numbers::default()
             }
         };
@@ -112,8 +114,12 @@ fn disrupted(
     let granted = budget.status.as_ref().and_then(|status| status.disrupted_pods.clone());
     let mut waiting = BTreeMap::new();
     for (name, time) in granted.unwrap_or_default() {
-        let Ok(time) = Timestamp::from_second(time.0.as_second()) else { continue };
-        let here = pods.iter().any(|pod| pod.metadata.name == name && !pod.is_terminating());
+        let Ok(time) = Timestamp::from_second(time.0.as_second()) else {
+            continue;
+        };
+        let here = pods
+            .iter()
+            .any(|pod| pod.metadata.name == name && !pod.is_terminating());
         let left = Duration::try_from((time + DELETION_TIMEOUT).duration_since(now)).unwrap_or(Duration::ZERO);
         if here && !left.is_zero() {
             outcome.requeue(left);
@@ -197,7 +203,11 @@ impl Numbers {
         let stays = |pod: &&Pod| !pod.is_terminating() && !disrupted.contains_key(&pod.metadata.name);
         let healthy = pods.iter().filter(stays).filter(|pod| pod.is_ready()).count();
         let healthy = i32::try_from(healthy).unwrap_or(i32::MAX);
-        let allowed = if expected <= 0 { 0 } else { healthy.saturating_sub(desired).max(0) };
+        let allowed = if expected <= 0 {
+            0
+        } else {
+            healthy.saturating_sub(desired).max(0)
+        };
         Self {
             expected,
             healthy,
@@ -214,7 +224,9 @@ impl Numbers {
             ("False", "InsufficientPods")
         };
         let generation = &budget["metadata"]["generation"];
-        let before = old["conditions"].as_array().and_then(|list| list.iter().find(|c| c["type"] == "DisruptionAllowed"));
+        let before = old["conditions"]
+            .as_array()
+            .and_then(|list| list.iter().find(|c| c["type"] == "DisruptionAllowed"));
         let since = match before {
             Some(condition) if condition["status"] == state => condition["lastTransitionTime"].clone(),
             _ => json!(time_text(now)),
@@ -229,7 +241,9 @@ impl Numbers {
                 "observedGeneration": generation, "lastTransitionTime": since}],
         });
         if !disrupted.is_empty() {
-            let times = disrupted.iter().map(|(name, time)| (name.clone(), json!(time_text(*time))));
+            let times = disrupted
+                .iter()
+                .map(|(name, time)| (name.clone(), json!(time_text(*time))));
             status["disruptedPods"] = Value::Object(times.collect());
         }
         status
@@ -245,19 +259,30 @@ mod tests {
         let mut world = World::new(vec![Box::new(Disruption)]);
         let deployment = json!({"metadata": {"name": "web", "uid": "d"}, "spec": {"replicas": ready + unready}});
         world.memory.put(DEPLOYMENTS, "d", deployment);
-        let owner = |kind: &str, name: &str, uid: &str| json!([{"kind": kind, "name": name, "uid": uid, "controller": true}]);
-        world.memory.put(REPLICA_SETS, "d", json!({"metadata": {"name": "web-1", "uid": "r",
-            "ownerReferences": owner("Deployment", "web", "d")}, "spec": {"replicas": 1}}));
+        let owner =
+            |kind: &str, name: &str, uid: &str| json!([{"kind": kind, "name": name, "uid": uid, "controller": true}]);
+        world.memory.put(
+            REPLICA_SETS,
+            "d",
+            json!({"metadata": {"name": "web-1", "uid": "r",
+            "ownerReferences": owner("Deployment", "web", "d")}, "spec": {"replicas": 1}}),
+        );
         for number in 0..ready + unready {
             let state = if number < ready { "True" } else { "False" };
-            world.memory.put("pods", "d", json!({
+            world.memory.put(
+                "pods",
+                "d",
+                json!({
                 "metadata": {"name": format!("web-{number}"), "labels": {"app": "web"}, "namespace": "d",
                     "ownerReferences": owner("ReplicaSet", "web-1", "r")},
-                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": state}]}}));
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": state}]}}),
+            );
         }
         let mut spec = spec;
         spec["selector"] = json!({"matchLabels": {"app": "web"}});
-        world.memory.put(BUDGETS, "d", json!({"metadata": {"name": "b"}, "spec": spec}));
+        world
+            .memory
+            .put(BUDGETS, "d", json!({"metadata": {"name": "b"}, "spec": spec}));
         world.settle();
         world
     }
@@ -268,7 +293,8 @@ mod tests {
 
     fn numbers(world: &World) -> [i64; 4] {
         let status = status(world);
-        ["expectedPods", "currentHealthy", "desiredHealthy", "disruptionsAllowed"].map(|name| status[name].as_i64().unwrap())
+        ["expectedPods", "currentHealthy", "desiredHealthy", "disruptionsAllowed"]
+            .map(|name| status[name].as_i64().unwrap())
     }
 
     #[test]
@@ -291,27 +317,46 @@ mod tests {
     fn what_was_granted_counts_until_it_is_seen_or_given_up() {
         let mut world = world(json!({"minAvailable": 2}), 3, 0);
         let now = time_text(world.memory.wall);
-        world.memory.patch(BUDGETS, "d", "b", &json!({"status": {"disruptionsAllowed": 0, "disruptedPods": {"web-0": now}}}));
+        world.memory.patch(
+            BUDGETS,
+            "d",
+            "b",
+            &json!({"status": {"disruptionsAllowed": 0, "disruptedPods": {"web-0": now}}}),
+        );
         world.settle();
         assert_eq!(numbers(&world), [3, 2, 2, 0]);
         assert_eq!(status(&world)["conditions"][0]["reason"], "InsufficientPods");
         world.memory.remove("pods", "d", "web-0");
         world.settle();
         assert_eq!(status(&world)["disruptedPods"], Value::Null);
-        world.memory.patch(BUDGETS, "d", "b", &json!({"status": {"disruptedPods": {"web-1": now}}}));
+        world
+            .memory
+            .patch(BUDGETS, "d", "b", &json!({"status": {"disruptedPods": {"web-1": now}}}));
         world.settle();
         assert_eq!(numbers(&world)[1], 1);
         world.advance(Duration::from_secs(121));
-        assert_eq!((numbers(&world)[1], &status(&world)["disruptedPods"]), (2, &Value::Null));
+        assert_eq!(
+            (numbers(&world)[1], &status(&world)["disruptedPods"]),
+            (2, &Value::Null)
+        );
     }
 
     #[test]
     fn without_a_scale_a_share_allows_nothing() {
         let mut world = world(json!({"maxUnavailable": 1}), 1, 0);
-        world.memory.put("pods", "d", json!({"metadata": {"name": "bare", "labels": {"app": "web"}},
-            "status": {"conditions": [{"type": "Ready", "status": "True"}]}}));
+        world.memory.put(
+            "pods",
+            "d",
+            json!({"metadata": {"name": "bare", "labels": {"app": "web"}},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+        );
         world.settle();
         assert_eq!(numbers(&world)[3], 0);
-        assert!(world.notices.iter().any(|(reason, _)| reason == "CalculateExpectedPodCountFailed"));
+        assert!(
+            world
+                .notices
+                .iter()
+                .any(|(reason, _)| reason == "CalculateExpectedPodCountFailed")
+        );
     }
 }

@@ -37,8 +37,8 @@ impl Plane {
         pki.ips = vec!["127.0.0.1".parse().unwrap()];
         let (listen, advertise) = ("127.0.0.1:0".parse().unwrap(), "192.0.2.1".parse().unwrap());
         let server = Server::start(ControlConfig::new(dir.path(), pki, listen, advertise))
-        .await
-        .unwrap();
+            .await
+            .unwrap();
         let registry = server.registry().clone();
         let agent = tokio::spawn(agent(registry.clone()));
         Self {

@@ -67,7 +67,11 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.key_usages = usages.iter().filter_map(|usage| key_usage(usage)).collect();
         params.extended_key_usages = usages.iter().filter_map(|usage| extended_usage(usage)).collect();
-        let backdate = if life < BACKDATE { SignedDuration::ZERO } else { BACKDATE };
+        let backdate = if life < BACKDATE {
+            SignedDuration::ZERO
+        } else {
+            BACKDATE
+        };
         let end = (now + life).as_second().min(self.not_after);
         set_validity(params, (now - backdate).as_second(), end);
         granted

@@ -51,7 +51,10 @@ impl Registry {
     /// The budget that covers a pod.
     fn budget_of(&self, pod: &Object) -> Result<Option<Arc<Object>>, Status> {
         let snapshot = self.cache().snapshot(BUDGETS);
-        let covering: Vec<&Arc<Object>> = snapshot.namespace(&pod.namespace).filter(|budget| covers(budget, pod)).collect();
+        let covering: Vec<&Arc<Object>> = snapshot
+            .namespace(&pod.namespace)
+            .filter(|budget| covers(budget, pod))
+            .collect();
         match covering[..] {
             [] => Ok(None),
             [one] => Ok(Some(one.clone())),
@@ -97,7 +100,9 @@ fn is_free(pod: &Value) -> bool {
 
 fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-    conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    conditions
+        .into_iter()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True")
 }
 
 /// `unhealthyPodEvictionPolicy: AlwaysAllow`: a pod that is not ready may always go.
@@ -119,17 +124,34 @@ fn covers(budget: &Object, pod: &Object) -> bool {
 /// Subtracts one disruption, or says why there is none.
 fn grant(resource: &'static Resource, budget: &mut Value, pod: &str, now: &str) -> Result<(), Status> {
     let name = text(budget, "/metadata/name").to_owned();
-    let (generation, seen) = (&budget["metadata"]["generation"], &budget["status"]["observedGeneration"]);
+    let (generation, seen) = (
+        &budget["metadata"]["generation"],
+        &budget["status"]["observedGeneration"],
+    );
     if seen.as_i64().unwrap_or(0) < generation.as_i64().unwrap_or(0) {
-        return Err(refused(&name, "The disruption budget {} is still being processed by the server.", 10));
+        return Err(refused(
+            &name,
+            "The disruption budget {} is still being processed by the server.",
+            10,
+        ));
     }
     let allowed = budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
     if allowed < 0 {
-        return Err(Status::forbidden(resource, &name, "pdb disruptions allowed is negative"));
+        return Err(Status::forbidden(
+            resource,
+            &name,
+            "pdb disruptions allowed is negative",
+        ));
     }
-    let disrupted = budget["status"]["disruptedPods"].as_object().map_or(0, serde_json::Map::len);
+    let disrupted = budget["status"]["disruptedPods"]
+        .as_object()
+        .map_or(0, serde_json::Map::len);
     if disrupted > MAX_DISRUPTED {
-        return Err(Status::forbidden(resource, &name, "DisruptedPods map too big - too many evictions not confirmed by PDB controller"));
+        return Err(Status::forbidden(
+            resource,
+            &name,
+            "DisruptedPods map too big - too many evictions not confirmed by PDB controller",
+        ));
     }
     if allowed == 0 {
         let number = |field: &str| budget["status"][field].as_i64().unwrap_or(0);
@@ -152,7 +174,11 @@ fn grant(resource: &'static Resource, budget: &mut Value, pod: &str, now: &str) 
 
 /// 429: kubectl drain tries again.
 fn refused(budget: &str, cause: &str, retry_after: u32) -> Status {
-    let mut status = Status::new(429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.");
+    let mut status = Status::new(
+        429,
+        "TooManyRequests",
+        "Cannot evict pod as it would violate the pod's disruption budget.",
+    );
     let details = status.details_mut();
     details.retry_after = (retry_after > 0).then_some(retry_after);
     details.causes = vec![Cause {
@@ -180,14 +206,22 @@ mod tests {
         assert_eq!(budget["status"]["disruptedPods"], json!({"p": "now"}));
         let over = grant(row, &mut budget, "q", "now").unwrap_err();
         let cause = &over.details.as_ref().unwrap().causes[0];
-        assert_eq!((over.code, over.reason, cause.reason.as_str()), (429, "TooManyRequests", "DisruptionBudget"));
-        assert_eq!(cause.message, "The disruption budget b needs 2 healthy pods and has 3 currently");
+        assert_eq!(
+            (over.code, over.reason, cause.reason.as_str()),
+            (429, "TooManyRequests", "DisruptionBudget")
+        );
+        assert_eq!(
+            cause.message,
+            "The disruption budget b needs 2 healthy pods and has 3 currently"
+        );
     }
 
     #[test]
     fn pods_that_do_not_run_disrupt_nobody() {
         assert!(is_free(&json!({"status": {"phase": "Pending"}})) && is_free(&json!({"status": {"phase": "Failed"}})));
-        assert!(is_free(&json!({"metadata": {"deletionTimestamp": "t"}, "status": {"phase": "Running"}})));
+        assert!(is_free(
+            &json!({"metadata": {"deletionTimestamp": "t"}, "status": {"phase": "Running"}})
+        ));
         assert!(!is_free(&json!({"status": {"phase": "Running"}})));
         assert!(if_healthy_allows(&json!({"currentHealthy": 2, "desiredHealthy": 2})));
         assert!(!if_healthy_allows(&json!({"currentHealthy": 1, "desiredHealthy": 2})));

@@ -50,7 +50,9 @@ impl Node {
             let pod = format!("{n}{name}");
             ip(&format!("netns add {pod}"))?;
             ip(&format!("-n {pod} link set lo up"))?;
-            ip(&format!("link add v0 netns {pod} type veth peer name v{name} netns {n}"))?;
+            ip(&format!(
+                "link add v0 netns {pod} type veth peer name v{name} netns {n}"
+            ))?;
             ip(&format!("-n {n} addr add {GATEWAY}/32 dev v{name}"))?;
             ip(&format!("-n {n} link set v{name} up"))?;
             ip(&format!("-n {n} route add {address}/32 dev v{name}"))?;
@@ -87,7 +89,10 @@ impl Drop for Node {
 }
 
 fn ip(arguments: &str) -> Result<()> {
-    let output = Command::new("ip").args(arguments.split(' ')).output().context("start ip")?;
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .context("start ip")?;
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ip {arguments}: {error}");
     Ok(())
@@ -104,9 +109,14 @@ impl Cgroups {
     pub fn enter() -> Result<Cgroups> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let line = mounts.lines().find(|line| line.contains(" - cgroup2 "));
-        let root = line.and_then(|line| line.split(' ').nth(4)).context("cgroup v2 is not mounted")?;
+        let root = line
+            .and_then(|line| line.split(' ').nth(4))
+            .context("cgroup v2 is not mounted")?;
         let own = fs::read_to_string("/proc/self/cgroup")?;
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        let own = own
+            .lines()
+            .find_map(|line| line.strip_prefix("0::/"))
+            .unwrap_or_default();
         let dir = Path::new(root).join(format!("hull-bench-{}", std::process::id()));
         fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
         let cgroups = Cgroups {

@@ -174,7 +174,8 @@ fn measure(
                     trips: traffic::round_trips(address, ROUND_TRIPS)?,
                 })
             });
-            path.rounds.push(round.with_context(|| format!("{} with {services} services", path.name))?);
+            path.rounds
+                .push(round.with_context(|| format!("{} with {services} services", path.name))?);
         }
     }
     ours.change(&mut costs)?;
@@ -190,7 +191,9 @@ fn line(services: u32, path: &Path, floor: &Path, add_one_ms: Option<f64>, full_
     let all = |of: fn(&Round) -> &Vec<f64>| -> Vec<f64> { path.rounds.iter().flat_map(of).copied().collect() };
     let ratio = |of: fn(&Round) -> &Vec<f64>| {
         let rounds = path.rounds.iter().zip(&floor.rounds);
-        let ratios: Vec<f64> = rounds.map(|(mine, floor)| quantile(of(mine), 0.5) / quantile(of(floor), 0.5)).collect();
+        let ratios: Vec<f64> = rounds
+            .map(|(mine, floor)| quantile(of(mine), 0.5) / quantile(of(floor), 0.5))
+            .collect();
         quantile(&ratios, 0.5)
     };
     let (connects, trips) = (all(|round| &round.connects), all(|round| &round.trips));
@@ -208,7 +211,9 @@ fn line(services: u32, path: &Path, floor: &Path, add_one_ms: Option<f64>, full_
 }
 
 fn print(results: &Results) {
-    println!("services  path                connect p50     p99   ratio   round trip   ratio   add one ms   full load ms");
+    println!(
+        "services  path                connect p50     p99   ratio   round trip   ratio   add one ms   full load ms"
+    );
     let time = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
     for line in &results.lines {
         println!(

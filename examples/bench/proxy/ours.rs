@@ -55,7 +55,8 @@ impl Ours {
         };
         let config = ProxyConfig::new(&dir.join("bpf"), cgroup, &dir.join("netns"));
         let filler = |number: u32| {
-            let backend = |index| SocketAddr::from((Ipv4Addr::from_bits(0x0b00_0000 + number * endpoints + index), 8080));
+            let backend =
+                |index| SocketAddr::from((Ipv4Addr::from_bits(0x0b00_0000 + number * endpoints + index), 8080));
             let backends: Vec<SocketAddr> = (0..endpoints).map(backend).collect();
             objects(number, Ipv4Addr::from_bits(0xac1e_000a + number), &backends)
         };
@@ -72,7 +73,11 @@ impl Ours {
         let groups = ours.groups(&objects_)?;
         let report = ours.proxy()?.apply(&groups)?;
         costs.full_sync_ms = began.elapsed().as_secs_f64() * 1e3;
-        ensure!(report.rejected.is_empty(), "services do not fit: {:?}", report.rejected.first());
+        ensure!(
+            report.rejected.is_empty(),
+            "services do not fit: {:?}",
+            report.rejected.first()
+        );
         let began = Instant::now();
         ours.proxy = None;
         ours.proxy = Some(Proxy::load(ours.config.clone())?);
@@ -161,7 +166,9 @@ fn map_bytes(dir: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(dir)? {
         let path: PathBuf = entry?.path();
-        let Ok(map) = aya::maps::MapData::from_pin(&path) else { continue };
+        let Ok(map) = aya::maps::MapData::from_pin(&path) else {
+            continue;
+        };
         use std::os::fd::{AsFd as _, AsRawFd as _};
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()))?;
         let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));

@@ -151,7 +151,9 @@ fn iptables(all: &[Entry], written: &[Entry]) -> String {
     }
     let known = written.iter().filter(|_| written.len() < all.len());
     // What is added stands before the last, which is the one that is asked for.
-    let (last, before) = all.split_last().map_or((None, all), |(last, before)| (Some(last), before));
+    let (last, before) = all
+        .split_last()
+        .map_or((None, all), |(last, before)| (Some(last), before));
     for entry in before.iter().chain(known).chain(last) {
         let (name, service) = names(entry);
         let _ = writeln!(

@@ -31,7 +31,12 @@ pub fn serve(namespace: &Path, port: u16) -> Result<()> {
 
 fn answer(listener: &TcpListener) -> std::io::Result<()> {
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    epoll::add(&poll, listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
+    epoll::add(
+        &poll,
+        listener,
+        epoll::EventData::new_u64(LISTENER),
+        epoll::EventFlags::IN,
+    )?;
     let mut streams: HashMap<u64, TcpStream> = HashMap::new();
     let mut next = 0;
     let mut events = Vec::with_capacity(256);

@@ -32,6 +32,9 @@ pub struct Arguments {
     /// Build and run in release mode
     #[arg(long)]
     release: bool,
+    /// Build nothing, take hull and hull-runtime from here
+    #[arg(long, value_name = "DIR", conflicts_with = "release")]
+    binaries: Option<PathBuf>,
     /// Remove the cluster of that name, also after a crash
     #[arg(long)]
     down: bool,
@@ -46,9 +49,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.down {
         return remove(&arguments.name);
     }
-    host::install(&[("iproute2", "network namespaces that stand for hosts"), ("util-linux", "nsenter")])?;
-    let mut options = Options::new(&arguments.name, arguments.nodes, &binaries(arguments.release)?);
-    options.layout = if arguments.layout == "routed" { Layout::Routed } else { Layout::L2 };
+    host::install(&[
+        ("iproute2", "network namespaces that stand for hosts"),
+        ("util-linux", "nsenter"),
+    ])?;
+    let mut options = Options::new(&arguments.name, arguments.nodes, &binaries(arguments)?);
+    options.layout = if arguments.layout == "routed" {
+        Layout::Routed
+    } else {
+        Layout::L2
+    };
     options.families = match (arguments.ipv6, arguments.dual) {
         (true, _) => Families::Ipv6,
         (_, true) => Families::Dual,
@@ -60,19 +70,31 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for image in &arguments.images {
         cluster.import(image)?;
     }
-    println!("{} nodes are ready after {} ms\n", arguments.nodes, began.elapsed().as_millis());
+    println!(
+        "{} nodes are ready after {} ms\n",
+        arguments.nodes,
+        began.elapsed().as_millis()
+    );
     println!("  export KUBECONFIG={}", cluster.kubeconfig().display());
     println!("  kubectl get nodes -o wide\n");
     for node in cluster.nodes() {
-        println!("  {:<8} {:<40} sudo nsenter --net=/run/netns/{}", node.name(), node.addresses(), node.namespace());
+        println!(
+            "  {:<8} {:<40} sudo nsenter --net=/run/netns/{}",
+            node.name(),
+            node.addresses(),
+            node.namespace()
+        );
     }
     println!("\nlogs are beside the kubeconfig; ctrl-c removes everything (after a crash: cargo xtask cluster --down)");
     interrupted.wait()
 }
 
-fn binaries(release: bool) -> Result<PathBuf> {
+fn binaries(arguments: &Arguments) -> Result<PathBuf> {
+    if let Some(dir) = &arguments.binaries {
+        return Ok(dir.clone());
+    }
     host::say("building hull");
-    if release {
+    if arguments.release {
         return host::build_release(&[]);
     }
     host::run(host::cargo().args(["build", "--package", "hull", "--package", "hull-runtime", "--bins"]))?;

@@ -42,7 +42,10 @@ impl Lan {
             Layout::L2 => 1,
             Layout::Routed => options.nodes.div_ceil(PER_LINK) + 1,
         };
-        ensure!(options.nodes > 0 && options.nodes < 200 && links < 250, "from 1 to 199 nodes");
+        ensure!(
+            options.nodes > 0 && options.nodes < 200 && links < 250,
+            "from 1 to 199 nodes"
+        );
         let lan = Lan {
             name: options.name.clone(),
             layout: options.layout,
@@ -72,10 +75,18 @@ impl Lan {
             ip(&line)?;
         }
         if self.families.has(true) && self.layout == Layout::Routed {
-            ip(&format!("route add 10.{}.0.0/16 via {} dev {here}", self.octet, self.address(true, 1, ROUTER)))?;
+            ip(&format!(
+                "route add 10.{}.0.0/16 via {} dev {here}",
+                self.octet,
+                self.address(true, 1, ROUTER)
+            ))?;
         }
         if self.families.has(false) && self.layout == Layout::Routed {
-            ip(&format!("route add fd00:68:{}::/48 via {} dev {here}", self.octet, self.address(false, 1, ROUTER)))?;
+            ip(&format!(
+                "route add fd00:68:{}::/48 via {} dev {here}",
+                self.octet,
+                self.address(false, 1, ROUTER)
+            ))?;
         }
         Ok(())
     }
@@ -93,7 +104,9 @@ impl Lan {
         let place = u8::try_from(number + 2).unwrap_or(u8::MAX);
         let link = self.segment(number);
         let families = [true, false].into_iter().filter(|ipv4| self.families.has(*ipv4));
-        families.filter_map(|ipv4| self.address(ipv4, link, place).parse().ok()).collect()
+        families
+            .filter_map(|ipv4| self.address(ipv4, link, place).parse().ok())
+            .collect()
     }
 
     fn address(&self, ipv4: bool, link: usize, place: u8) -> String {
@@ -108,7 +121,10 @@ impl Lan {
         let families = [(true, "24", ""), (false, "64", " nodad")];
         let used = families.into_iter().filter(|(ipv4, ..)| self.families.has(*ipv4));
         used.map(|(ipv4, bits, options)| {
-            format!("addr add {}/{bits} dev {device}{options}", self.address(ipv4, link, place))
+            format!(
+                "addr add {}/{bits} dev {device}{options}",
+                self.address(ipv4, link, place)
+            )
         })
         .collect()
     }
@@ -118,20 +134,29 @@ impl Lan {
         let (namespace, port) = (machine.namespace(), port(machine));
         ip(&format!("netns add {namespace}"))?;
         let router = router(&self.name);
-        ip_batch(&router, &[
-            format!("link add {port} type veth peer name eth0 netns {namespace}"),
-            format!("link set {port} master lan{} up", machine.segment()),
-        ])?;
+        ip_batch(
+            &router,
+            &[
+                format!("link add {port} type veth peer name eth0 netns {namespace}"),
+                format!("link set {port} master lan{} up", machine.segment()),
+            ],
+        )?;
         let place = u8::try_from(machine.number() + 2).unwrap_or(u8::MAX);
         let mut batch = vec!["link set lo up".to_owned(), "link set eth0 up".to_owned()];
         batch.extend(self.assign(machine.segment(), place, "eth0"));
         for ipv4 in [true, false] {
             if self.families.has(ipv4) {
                 let family = if ipv4 { "-4" } else { "-6" };
-                batch.push(format!("{family} route add default via {}", self.address(ipv4, machine.segment(), ROUTER)));
+                batch.push(format!(
+                    "{family} route add default via {}",
+                    self.address(ipv4, machine.segment(), ROUTER)
+                ));
             }
         }
-        let batch: Vec<String> = batch.into_iter().map(|line| line.trim_start_matches("-4 ").trim_start_matches("-6 ").to_owned()).collect();
+        let batch: Vec<String> = batch
+            .into_iter()
+            .map(|line| line.trim_start_matches("-4 ").trim_start_matches("-6 ").to_owned())
+            .collect();
         ip_batch(&namespace, &batch)
     }
 
@@ -152,7 +177,10 @@ fn router(name: &str) -> String {
 
 /// A second octet that no interface of this machine has in use.
 fn free_octet() -> Result<u8> {
-    let out = Command::new("ip").args(["-4", "-o", "addr", "show"]).output().context("run ip")?;
+    let out = Command::new("ip")
+        .args(["-4", "-o", "addr", "show"])
+        .output()
+        .context("run ip")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let first = u8::try_from(std::process::id() % u32::from(OCTETS.end - OCTETS.start)).unwrap_or(0);
     let candidates = OCTETS.map(|octet| OCTETS.start + (octet - OCTETS.start + first) % (OCTETS.end - OCTETS.start));
@@ -176,8 +204,15 @@ fn forward(namespace: &str) -> Result<()> {
 }
 
 fn ip(arguments: &str) -> Result<()> {
-    let out = Command::new("ip").args(arguments.split(' ')).output().context("run ip")?;
-    ensure!(out.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&out.stderr).trim());
+    let out = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .context("run ip")?;
+    ensure!(
+        out.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&out.stderr).trim()
+    );
     Ok(())
 }
 
@@ -195,7 +230,11 @@ fn ip_batch(namespace: &str, lines: &[String]) -> Result<()> {
     }
     let out = child.wait_with_output().context("wait for ip")?;
     if !out.status.success() {
-        bail!("ip -n {namespace}: {}\nof:\n{}", String::from_utf8_lossy(&out.stderr).trim(), lines.join("\n"));
+        bail!(
+            "ip -n {namespace}: {}\nof:\n{}",
+            String::from_utf8_lossy(&out.stderr).trim(),
+            lines.join("\n")
+        );
     }
     Ok(())
 }
@@ -207,7 +246,9 @@ pub(super) fn remove(name: &str) -> Result<()> {
     for entry in entries {
         let found = entry.file_name().to_string_lossy().into_owned();
         if let Some(rest) = found.strip_prefix(&prefix)
-            && (rest == "lan" || rest == "control" || rest.strip_prefix("node-").is_some_and(|n| n.parse::<u32>().is_ok()))
+            && (rest == "lan"
+                || rest == "control"
+                || rest.strip_prefix("node-").is_some_and(|n| n.parse::<u32>().is_ok()))
         {
             ip(&format!("netns del {found}"))?;
         }

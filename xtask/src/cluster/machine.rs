@@ -228,7 +228,11 @@ pub(super) fn kill(cgroup: &Path) -> Result<()> {
         if events.lines().any(|line| line == "populated 0") {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "processes in {} do not end", cgroup.display());
+        ensure!(
+            Instant::now() < deadline,
+            "processes in {} do not end",
+            cgroup.display()
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }

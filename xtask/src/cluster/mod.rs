@@ -106,7 +106,11 @@ impl Cluster {
     pub fn start(options: Options) -> Result<Self> {
         host::require_root("hosts are network namespaces with interfaces, cgroups and BPF programs")?;
         ensure!(
-            !options.name.is_empty() && options.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'),
+            !options.name.is_empty()
+                && options
+                    .name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'),
             "a cluster's name is made of letters, digits and -, not {:?}",
             options.name
         );
@@ -114,7 +118,9 @@ impl Cluster {
         let lan = Lan::make(&options)?;
         let machine = |role: &str, number: usize| Machine::new(&options, &lan, role, number);
         let control = machine("control", 0);
-        let nodes = (1..=options.nodes).map(|number| machine(&format!("node-{number}"), number)).collect();
+        let nodes = (1..=options.nodes)
+            .map(|number| machine(&format!("node-{number}"), number))
+            .collect();
         let mut cluster = Cluster {
             options,
             lan,
@@ -131,8 +137,14 @@ impl Cluster {
             format!("--listen={}", self.control.socket_address(6443)),
             format!("--node-ip={}", self.control.addresses()),
             "--node-name=control".to_owned(),
-            format!("--cluster-cidr={}", self.options.families.choose("10.244.0.0/16", "fd00:10:244::/48")),
-            format!("--service-cidr={}", self.options.families.choose("10.96.0.0/16", "fd00:10:96::/112")),
+            format!(
+                "--cluster-cidr={}",
+                self.options.families.choose("10.244.0.0/16", "fd00:10:244::/48")
+            ),
+            format!(
+                "--service-cidr={}",
+                self.options.families.choose("10.96.0.0/16", "fd00:10:96::/112")
+            ),
         ];
         flags.extend(self.options.control_flags.iter().cloned());
         self.lan.plug(&self.control)?;
@@ -150,7 +162,10 @@ impl Cluster {
 
     /// Flags that join a machine with a new token.
     fn join_flags(&self) -> Result<Vec<String>> {
-        let out = host::output(self.hull(&self.control, &["token", "create", "--ttl", "1h", "--print-join-command"]))?;
+        let out = host::output(self.hull(
+            &self.control,
+            &["token", "create", "--ttl", "1h", "--print-join-command"],
+        ))?;
         let words = out.split_whitespace().skip(2).map(str::to_owned);
         Ok(words.chain(self.options.agent_flags.iter().cloned()).collect())
     }
@@ -222,7 +237,10 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.options.name) {
-            eprintln!("xtask: cluster {} is not completely removed: {error:#}", self.options.name);
+            eprintln!(
+                "xtask: cluster {} is not completely removed: {error:#}",
+                self.options.name
+            );
         }
         self.control.reap();
         self.nodes.iter_mut().for_each(Machine::reap);

@@ -14,4 +14,4 @@ mod stats;
 
 pub use exchange::Exchange;
 pub use run::{Job, Measured, Target, run};
-pub use stats::Overhead;
+pub use stats::{Overhead, overhead};

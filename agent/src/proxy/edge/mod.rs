@@ -13,6 +13,7 @@ mod load;
 mod maps;
 mod view;
 mod watch;
+mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ use hull_ebpf_types::edge::{Local, Reason, Uplink};
 use parking_lot::Mutex;
 
 pub use attach::Attach;
+pub use slot::Slot;
 pub use error::Error;
 pub use view::{EdgeView, PortRange, free_ports};
 

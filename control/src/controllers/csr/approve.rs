@@ -41,14 +41,12 @@ impl Approver {
         let usages = spec.usages.as_deref().unwrap_or_default();
         fits_signer(&spec.signer_name, &asked, usages).ok()?;
         match spec.signer_name.as_str() {
-            KUBELET_CLIENT if asked.user == who.name => (self.may)(&who, "selfnodeclient").then_some(
-                "Auto approving self kubelet client certificate after SubjectAccessReview.",
-            ),
+            KUBELET_CLIENT if asked.user == who.name => (self.may)(&who, "selfnodeclient")
+                .then_some("Auto approving self kubelet client certificate after SubjectAccessReview."),
             KUBELET_CLIENT => (self.may)(&who, "nodeclient")
                 .then_some("Auto approving kubelet client certificate after SubjectAccessReview."),
-            KUBELET_SERVING if asked.user == who.name && who.is_in(super::NODES_GROUP) => {
-                is_all_of_node(view, &asked).then_some("Auto approving kubelet serving certificate of the node's own addresses.")
-            }
+            KUBELET_SERVING if asked.user == who.name && who.is_in(super::NODES_GROUP) => is_all_of_node(view, &asked)
+                .then_some("Auto approving kubelet serving certificate of the node's own addresses."),
             _ => None,
         }
     }
@@ -62,7 +60,11 @@ fn is_all_of_node(view: &dyn View, asked: &CertificateRequest) -> bool {
         .iter()
         .filter_map(|object| Some((&*object.name == name, node(object)?)))
         .collect();
-    let wanted = asked.names.iter().cloned().chain(asked.ips.iter().map(ToString::to_string));
+    let wanted = asked
+        .names
+        .iter()
+        .cloned()
+        .chain(asked.ips.iter().map(ToString::to_string));
     wanted.into_iter().all(|wanted| {
         let has = |node: &Node| {
             let same = |address: &str| match (address.parse::<IpAddr>(), wanted.parse::<IpAddr>()) {
@@ -71,7 +73,11 @@ fn is_all_of_node(view: &dyn View, asked: &CertificateRequest) -> bool {
             };
             node.metadata.name == wanted || node.status.addresses.iter().any(|entry| same(&entry.address))
         };
-        let owners: Vec<bool> = decoded.iter().filter(|(_, node)| has(node)).map(|(own, _)| *own).collect();
+        let owners: Vec<bool> = decoded
+            .iter()
+            .filter(|(_, node)| has(node))
+            .map(|(own, _)| *own)
+            .collect();
         owners == [true]
     })
 }

@@ -32,7 +32,10 @@ fn decode(object: &Object) -> Option<CertificateSigningRequest> {
 
 fn has_condition(request: &CertificateSigningRequest, kind: &str) -> bool {
     let conditions = request.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|condition| condition.type_ == kind)
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition.type_ == kind)
 }
 
 fn is_issued(request: &CertificateSigningRequest) -> bool {
@@ -60,7 +63,9 @@ fn fits_signer(signer: &str, request: &CertificateRequest, usages: &[String]) ->
         if fits && needed {
             Ok(())
         } else {
-            Err(format!("usages must be {kind:?} with digital signature or key encipherment, got {usages:?}"))
+            Err(format!(
+                "usages must be {kind:?} with digital signature or key encipherment, got {usages:?}"
+            ))
         }
     };
     match signer {

@@ -45,10 +45,19 @@ impl Controller for Signer {
             return outcome;
         }
         let usages = request.spec.usages.unwrap_or_default();
-        let asked = request.spec.expiration_seconds.map(|seconds| SignedDuration::from_secs(seconds.into()));
+        let asked = request
+            .spec
+            .expiration_seconds
+            .map(|seconds| SignedDuration::from_secs(seconds.into()));
         let life = asked.map_or(self.life, |asked| asked.min(self.life));
         let mut value = object.value();
-        match self.sign(&request.spec.request.0, &request.spec.signer_name, &usages, life, &context.now) {
+        match self.sign(
+            &request.spec.request.0,
+            &request.spec.signer_name,
+            &usages,
+            life,
+            &context.now,
+        ) {
             Ok(certificate) => value["status"]["certificate"] = json!(STANDARD.encode(certificate)),
             Err(why) => {
                 let now = time_text(context.now.wall);

@@ -79,7 +79,12 @@ const NODE_1: (&str, &[&str]) = ("system:node:n1", &["system:nodes"]);
 fn an_agents_client_certificate_is_granted_to_bootstrappers_and_itself() {
     let (mut world, _dir) = world();
     let subject = ("system:node:n1", "system:nodes", &[][..]);
-    let client = |asker| Asked { signer: KUBELET_CLIENT, usage: "client auth", subject, asker };
+    let client = |asker| Asked {
+        signer: KUBELET_CLIENT,
+        usage: "client auth",
+        subject,
+        asker,
+    };
     for (name, asker, granted) in [
         ("first", BOOTSTRAPPER, true),
         ("renewal", NODE_1, true),
@@ -96,7 +101,12 @@ fn an_agents_client_certificate_is_granted_to_bootstrappers_and_itself() {
         ("masters", "client auth", ("system:node:n1", "system:masters", &[][..])),
         ("no-node", "client auth", ("admin", "system:nodes", &[][..])),
     ] {
-        let asked = Asked { signer: KUBELET_CLIENT, usage, subject, asker: BOOTSTRAPPER };
+        let asked = Asked {
+            signer: KUBELET_CLIENT,
+            usage,
+            subject,
+            asker: BOOTSTRAPPER,
+        };
         assert_eq!(conditions(&ask(&mut world, name, &asked)), [""; 0], "{name}");
     }
 }
@@ -105,7 +115,10 @@ fn an_agents_client_certificate_is_granted_to_bootstrappers_and_itself() {
 fn a_serving_certificate_is_for_the_nodes_own_addresses_only() {
     let (mut world, _dir) = world();
     let node = |name: &str, ips: &[&str]| {
-        let addresses: Vec<Value> = ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+        let addresses: Vec<Value> = ips
+            .iter()
+            .map(|ip| json!({"type": "InternalIP", "address": ip}))
+            .collect();
         json!({"metadata": {"name": name}, "status": {"addresses": addresses}})
     };
     world.memory.put(NODES, "", node("n2", &["192.0.2.2", "192.0.2.9"]));
@@ -115,19 +128,32 @@ fn a_serving_certificate_is_for_the_nodes_own_addresses_only() {
         subject: ("system:node:n1", "system:nodes", names),
         asker,
     };
-    let early = ask(&mut world, "early", &serving(&["n1", "192.0.2.1", "2001:db8::1"], NODE_1));
+    let early = ask(
+        &mut world,
+        "early",
+        &serving(&["n1", "192.0.2.1", "2001:db8::1"], NODE_1),
+    );
     assert_eq!(conditions(&early), [""; 0], "the node is not known yet");
-    world.memory.put(NODES, "", node("n1", &["192.0.2.1", "2001:db8:0::1", "192.0.2.9"]));
+    world
+        .memory
+        .put(NODES, "", node("n1", &["192.0.2.1", "2001:db8:0::1", "192.0.2.9"]));
     world.settle();
     let early = world.memory.get(REQUESTS, "", "early").unwrap().value();
-    assert!(early["status"]["certificate"].is_string(), "its addresses are known now: {early}");
+    assert!(
+        early["status"]["certificate"].is_string(),
+        "its addresses are known now: {early}"
+    );
     for (name, names, asker) in [
         ("foreign", &["192.0.2.1", "192.0.2.2"][..], NODE_1),
         ("shared", &["192.0.2.9"], NODE_1),
         ("stranger", &["192.0.2.1"], BOOTSTRAPPER),
         ("nameless", &[], NODE_1),
     ] {
-        assert_eq!(conditions(&ask(&mut world, name, &serving(names, asker))), [""; 0], "{name}");
+        assert_eq!(
+            conditions(&ask(&mut world, name, &serving(names, asker))),
+            [""; 0],
+            "{name}"
+        );
     }
 }
 
@@ -149,7 +175,9 @@ fn approved_by_hand_is_signed_or_failed() {
     };
     assert_eq!(conditions(&ask(&mut world, "good", &asked("client auth"))), [""; 0]);
     let good = approve(&mut world, "good");
-    let pem = STANDARD.decode(good["status"]["certificate"].as_str().unwrap()).unwrap();
+    let pem = STANDARD
+        .decode(good["status"]["certificate"].as_str().unwrap())
+        .unwrap();
     assert!(pem.starts_with(b"-----BEGIN CERTIFICATE-----"));
     ask(&mut world, "bad", &asked("server auth"));
     assert_eq!(conditions(&approve(&mut world, "bad")), ["Approved", "Failed"]);

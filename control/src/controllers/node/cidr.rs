@@ -106,7 +106,9 @@ impl FromStr for ClusterRanges {
         match ranges[..] {
             [_] => Ok(Self(ranges)),
             [first, second] if first.ipv4 != second.ipv4 => Ok(Self(ranges)),
-            _ => Err(format!("{text:?} is not one range of addresses, nor one of each family")),
+            _ => Err(format!(
+                "{text:?} is not one range of addresses, nor one of each family"
+            )),
         }
     }
 }
@@ -179,20 +181,37 @@ mod tests {
             free("10.244.0.0/16", &["10.244.1.0/24", "10.244.0.0/24", "192.0.2.0/24"]),
             some("10.244.2.0/24")
         );
-        assert_eq!(free("10.244.0.0/16", &["10.244.0.0/23", "10.244.2.128/25"]), some("10.244.3.0/24"));
+        assert_eq!(
+            free("10.244.0.0/16", &["10.244.0.0/23", "10.244.2.128/25"]),
+            some("10.244.3.0/24")
+        );
         assert_eq!(free("10.244.0.0/16", &["10.0.0.0/8"]), None);
         assert_eq!(free("10.244.0.0/23", &["10.244.0.0/24", "10.244.1.0/24"]), None);
         assert_eq!(free("10.244.7.0/25", &[]), some("10.244.7.0/25"));
         assert_eq!(free("255.255.255.0/24", &["255.255.255.0/24"]), None);
-        assert_eq!(free("fd00:10:244::/48", &["fd00:10:244::/64"]), some("fd00:10:244:1::/64"));
+        assert_eq!(
+            free("fd00:10:244::/48", &["fd00:10:244::/64"]),
+            some("fd00:10:244:1::/64")
+        );
     }
 
     #[test]
     fn a_cluster_has_one_range_or_one_of_each_family() {
-        for good in ["10.244.0.0/16", "fd00::/48", "10.244.0.0/16,fd00::/48", "fd00::/48, 10.244.0.0/16"] {
+        for good in [
+            "10.244.0.0/16",
+            "fd00::/48",
+            "10.244.0.0/16,fd00::/48",
+            "fd00::/48, 10.244.0.0/16",
+        ] {
             assert!(good.parse::<ClusterRanges>().is_ok(), "{good}");
         }
-        for wrong in ["", "10.244.0.0", "10.0.0.0/33", "10.0.0.0/8,10.1.0.0/16", "10.0.0.0/8,fd00::/48,fd01::/48"] {
+        for wrong in [
+            "",
+            "10.244.0.0",
+            "10.0.0.0/33",
+            "10.0.0.0/8,10.1.0.0/16",
+            "10.0.0.0/8,fd00::/48,fd01::/48",
+        ] {
             assert!(wrong.parse::<ClusterRanges>().is_err(), "{wrong}");
         }
     }

@@ -36,9 +36,7 @@ pub(super) fn create(who: &User, resource: &'static Resource, object: &mut Value
     let pem = STANDARD.decode(text(object, "/spec/request")).unwrap_or_default();
     match CertificateRequest::from_pem(&pem) {
         Ok(request) if request.groups.iter().any(|group| group == MASTERS) => {
-            let why = format!(
-                "use of {CLIENT_SIGNER} signer with system:masters group is not allowed"
-            );
+            let why = format!("use of {CLIENT_SIGNER} signer with system:masters group is not allowed");
             Err(Status::forbidden(resource, text(object, "/metadata/name"), why))
         }
         _ => Ok(()),
@@ -90,7 +88,10 @@ pub(in super::super) fn merge(subresource: &str, new: &mut Value, old: &Value, n
         }
         (Vec::new(), conditions(&status, |_| true))
     } else {
-        (decisions(&old["status"]), conditions(&status, |kind| !is_decision(kind)))
+        (
+            decisions(&old["status"]),
+            conditions(&status, |kind| !is_decision(kind)),
+        )
     };
     let mut all: Vec<Value> = kept.into_iter().chain(set).collect();
     for condition in &mut all {
@@ -145,10 +146,15 @@ mod tests {
         merge("status", &mut signed, &old, "now");
         let kinds = |object: &Value| -> Vec<String> {
             let list = object["status"]["conditions"].as_array().unwrap();
-            list.iter().map(|condition| condition["type"].as_str().unwrap().to_owned()).collect()
+            list.iter()
+                .map(|condition| condition["type"].as_str().unwrap().to_owned())
+                .collect()
         };
         assert_eq!(kinds(&signed), ["Approved", "Failed"]);
-        assert_eq!((&signed["status"]["certificate"], &signed["spec"]), (&json!("x"), &old["spec"]));
+        assert_eq!(
+            (&signed["status"]["certificate"], &signed["spec"]),
+            (&json!("x"), &old["spec"])
+        );
         assert_eq!(signed["status"]["conditions"][1]["lastUpdateTime"], "now");
         let mut approved = signed.clone();
         approved["status"] = json!({"certificate": "forged", "conditions": [{"type": "Approved", "status": "True"}]});

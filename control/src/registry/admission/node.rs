@@ -50,7 +50,9 @@ pub(super) fn create(
         "nodes" if name != node => refuse(format!("node {node:?} is not allowed to create node {name:?}")),
         "nodes" => match restricted_changes(object, &Value::Null).as_slice() {
             [] => match claimed(registry, object) {
-                Some(other) => refuse(format!("node {node:?} is not allowed to take a pod range of node {other:?}")),
+                Some(other) => refuse(format!(
+                    "node {node:?} is not allowed to take a pod range of node {other:?}"
+                )),
                 None => Ok(()),
             },
             labels => refuse(format!(

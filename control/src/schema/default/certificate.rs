@@ -4,5 +4,7 @@ use serde_json::Value;
 
 /// Keeps the spec; a client may change labels and the like.
 pub(in super::super) fn on_update(new: &mut Value, old: &Value) {
-    new["spec"] = old["spec"].clone();
+    if let Some(fields) = new.as_object_mut() {
+        fields.insert("spec".to_owned(), old["spec"].clone());
+    }
 }

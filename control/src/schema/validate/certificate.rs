@@ -77,7 +77,10 @@ fn new_spec(spec: &Value, errors: &mut Errors) {
         }
     }
     signer_name(text(spec, "signerName"), errors);
-    if let Some(seconds) = spec["expirationSeconds"].as_i64().filter(|seconds| *seconds < MIN_SECONDS) {
+    if let Some(seconds) = spec["expirationSeconds"]
+        .as_i64()
+        .filter(|seconds| *seconds < MIN_SECONDS)
+    {
         let detail = "may not specify a duration less than 600 seconds (10 minutes)";
         errors.push(FieldError::invalid("spec.expirationSeconds", seconds, detail));
     }
@@ -141,7 +144,11 @@ fn status(status: &Value, old: Option<&Value>, errors: &mut Errors) {
             errors.push(FieldError::forbidden("status.conditions", detail));
         }
     }
-    certificate(text(status, "certificate"), old.map_or("", |old| text(old, "certificate")), errors);
+    certificate(
+        text(status, "certificate"),
+        old.map_or("", |old| text(old, "certificate")),
+        errors,
+    );
 }
 
 fn certificate(new: &str, old: &str, errors: &mut Errors) {
@@ -182,10 +189,18 @@ mod tests {
         for (signer, usages, field) in [
             ("", &["client auth"][..], "spec.signerName: Required"),
             ("kubernetes.io", &["client auth"], "spec.signerName: Invalid"),
-            ("kubernetes.io/legacy-unknown", &["client auth"], "spec.signerName: Invalid"),
+            (
+                "kubernetes.io/legacy-unknown",
+                &["client auth"],
+                "spec.signerName: Invalid",
+            ),
             ("example.com/s", &[], "spec.usages: Required"),
             ("example.com/s", &["world rule"], "spec.usages[0]: Unsupported"),
-            ("example.com/s", &["client auth", "client auth"], "spec.usages[1]: Duplicate"),
+            (
+                "example.com/s",
+                &["client auth", "client auth"],
+                "spec.usages[1]: Duplicate",
+            ),
         ] {
             let errors = texts(signing_request(&request(signer, usages), None));
             assert!(errors.len() == 1 && errors[0].starts_with(field), "{signer} {errors:?}");
@@ -206,9 +221,13 @@ mod tests {
         new["spec"]["usages"] = json!(["server auth"]);
         let errors = texts(signing_request(&new, Some(&old)));
         assert!(errors[0].starts_with("spec: Invalid"), "{errors:?}");
-        assert!(errors[1].contains("may not remove a condition of type \"Approved\""), "{errors:?}");
+        assert!(
+            errors[1].contains("may not remove a condition of type \"Approved\""),
+            "{errors:?}"
+        );
         new = old.clone();
-        new["status"]["conditions"] = json!([{"type": "Approved", "status": "True"}, {"type": "Denied", "status": "True"}]);
+        new["status"]["conditions"] =
+            json!([{"type": "Approved", "status": "True"}, {"type": "Denied", "status": "True"}]);
         assert!(texts(signing_request(&new, Some(&old)))[0].contains("mutually exclusive"));
         new["status"] = json!({"conditions": old["status"]["conditions"], "certificate": "bm90aGluZw=="});
         assert!(texts(signing_request(&new, Some(&old)))[0].starts_with("status.certificate: Invalid"));

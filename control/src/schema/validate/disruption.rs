@@ -38,7 +38,11 @@ fn number_or_percentage(value: &Value, path: &str, errors: &mut Errors) {
                     let detail = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
                     errors.push(FieldError::invalid(path, value.clone(), detail));
                 }
-                Some(101..) => errors.push(FieldError::invalid(path, value.clone(), "must not be greater than 100%")),
+                Some(101..) => errors.push(FieldError::invalid(
+                    path,
+                    value.clone(),
+                    "must not be greater than 100%",
+                )),
                 Some(_) => {}
             }
         }
@@ -58,7 +62,10 @@ mod tests {
             let object = json!({"metadata": {"name": "b", "namespace": "d"}, "spec": spec});
             budget(&object, None).iter().map(ToString::to_string).collect()
         };
-        assert_eq!(errors(json!({"minAvailable": "50%", "selector": {}})), Vec::<String>::new());
+        assert_eq!(
+            errors(json!({"minAvailable": "50%", "selector": {}})),
+            Vec::<String>::new()
+        );
         assert!(errors(json!({"minAvailable": 1, "maxUnavailable": 1}))[0].contains("cannot be both set"));
         for wrong in [json!(-1), json!("x"), json!("101%"), json!("%")] {
             assert!(errors(json!({"maxUnavailable": wrong}))[0].starts_with("spec.maxUnavailable: Invalid"));
