@@ -92,7 +92,10 @@ async fn show(remote: &Remote, options: &Options) -> Result<()> {
     } else {
         print!("{}", text(&options.service, &traces));
     }
-    while options.follow {
+    if !options.follow {
+        return Ok(());
+    }
+    loop {
         tokio::time::sleep(LOOK).await;
         for (node, newest) in &mut seen {
             let trace: Trace = remote.get(node, &format!("{query}&last=10000&after={newest}")).await?;
@@ -106,7 +109,6 @@ async fn show(remote: &Remote, options: &Options) -> Result<()> {
             }
         }
     }
-    Ok(())
 }
 
 fn print_lines(traces: &[Trace]) -> Result<()> {

@@ -4,17 +4,17 @@
 //! decides and writes patches, so an object's unknown fields are never lost. Invariant: a request that failed in transport is
 //! reported, never silently sent twice; only [`ListWatch`] retries, because reading is idempotent.
 
-use std::collections::VecDeque;
+mod error;
+mod kubeconfig;
+mod watch;
+
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -22,10 +22,12 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+pub use error::{ApiStatus, ClientError, PatchKind};
+pub use watch::{ListWatch, ListWatchEvent, Watch, WatchEvent, WatchKind};
 
 /// Largest answer that is read into memory, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -35,159 +37,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// An idle connection is probed this often, so that a dead server is noticed under a quiet watch.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// First and last delay between attempts of a [`ListWatch`].
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
-
-/// The part of a `metav1.Status` that a client acts on.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ApiStatus {
-    /// HTTP status code.
-    pub code: u16,
-    /// Machine-readable reason, e.g. `NotFound`, `AlreadyExists`, `Conflict`, `Expired`.
-    pub reason: String,
-    /// Text for people.
-    pub message: String,
-}
-
-/// Why a request did not succeed.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{what}")]
-pub struct ClientError {
-    /// What the server answered; `None` if there was no answer (transport, TLS, time-out, undecodable body).
-    pub status: Option<ApiStatus>,
-    /// What was tried, on what, and what came back.
-    pub what: String,
-}
-
-impl ClientError {
-    fn transport(what: impl Into<String>) -> Self {
-        Self {
-            status: None,
-            what: what.into(),
-        }
-    }
-
-    /// The HTTP status code of the answer, 0 if there was none.
-    pub fn code(&self) -> u16 {
-        self.status.as_ref().map_or(0, |status| status.code)
-    }
-
-    /// 404.
-    pub fn is_not_found(&self) -> bool {
-        self.code() == 404
-    }
-
-    /// 409 because the object is there already.
-    pub fn is_already_exists(&self) -> bool {
-        self.status
-            .as_ref()
-            .is_some_and(|status| status.reason == "AlreadyExists")
-    }
-
-    /// 409 because another writer was faster.
-    pub fn is_conflict(&self) -> bool {
-        self.status
-            .as_ref()
-            .is_some_and(|status| status.code == 409 && status.reason != "AlreadyExists")
-    }
-
-    /// 410: the resource version asked for is compacted.
-    pub fn is_gone(&self) -> bool {
-        self.code() == 410
-    }
-}
-
-/// The kinds of patch the API takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PatchKind {
-    /// RFC 6902.
-    Json,
-    /// RFC 7396.
-    Merge,
-    /// Kubernetes' strategic merge patch.
-    Strategic,
-}
-
-impl PatchKind {
-    fn content_type(self) -> &'static str {
-        match self {
-            Self::Json => "application/json-patch+json",
-            Self::Merge => "application/merge-patch+json",
-            Self::Strategic => "application/strategic-merge-patch+json",
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Kubeconfig {
-    current_context: String,
-    clusters: Vec<Named<ClusterHolder>>,
-    contexts: Vec<Named<ContextHolder>>,
-    users: Vec<Named<UserHolder>>,
-}
-
-#[derive(Deserialize)]
-struct Named<T> {
-    name: String,
-    #[serde(flatten)]
-    value: T,
-}
-
-#[derive(Deserialize)]
-struct ClusterHolder {
-    cluster: Cluster,
-}
-
-#[derive(Deserialize)]
-struct ContextHolder {
-    context: Context,
-}
-
-#[derive(Deserialize)]
-struct UserHolder {
-    user: Credentials,
-}
-
-#[derive(Deserialize)]
-struct Context {
-    cluster: String,
-    user: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Cluster {
-    server: String,
-    certificate_authority_data: Option<String>,
-    certificate_authority: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-struct Credentials {
-    client_certificate_data: Option<String>,
-    client_certificate: Option<String>,
-    client_key_data: Option<String>,
-    client_key: Option<String>,
-    token: Option<String>,
-}
-
-/// Inline base64 data, or the content of the file named, relative to the kubeconfig.
-fn material(data: Option<&str>, file: Option<&str>, beside: &Path) -> Result<Option<Vec<u8>>, ClientError> {
-    if let Some(data) = data {
-        return BASE64
-            .decode(data.trim())
-            .map(Some)
-            .map_err(|e| ClientError::transport(format!("kubeconfig: base64 data: {e}")));
-    }
-    let Some(file) = file else { return Ok(None) };
-    let path = beside.join(file);
-    std::fs::read(&path)
-        .map(Some)
-        .map_err(|e| ClientError::transport(format!("kubeconfig: read {}: {e}", path.display())))
-}
 
 struct Inner {
     host: String,
@@ -210,50 +59,6 @@ pub struct Client {
 }
 
 impl Client {
-    /// Reads a kubeconfig's current context: server, CA, client certificate or token, inline or in files.
-    ///
-    /// # Errors
-    /// The file cannot be read, is no kubeconfig, or its certificates do not parse. Nothing is connected yet.
-    pub fn from_kubeconfig(path: &Path) -> Result<Self, ClientError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| ClientError::transport(format!("read kubeconfig {}: {e}", path.display())))?;
-        let wrong = |what: String| ClientError::transport(format!("kubeconfig {}: {what}", path.display()));
-        let config: Kubeconfig = serde_saphyr::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-        let context = config.contexts.iter().find(|c| c.name == config.current_context);
-        let context = &context
-            .ok_or_else(|| wrong(format!("no context {:?}", config.current_context)))?
-            .value
-            .context;
-        let cluster = config.clusters.iter().find(|c| c.name == context.cluster);
-        let cluster = &cluster
-            .ok_or_else(|| wrong(format!("no cluster {:?}", context.cluster)))?
-            .value
-            .cluster;
-        let user = config.users.iter().find(|c| c.name == context.user);
-        let user = &user
-            .ok_or_else(|| wrong(format!("no user {:?}", context.user)))?
-            .value
-            .user;
-        let beside = path.parent().unwrap_or(Path::new("/"));
-        let ca = material(
-            cluster.certificate_authority_data.as_deref(),
-            cluster.certificate_authority.as_deref(),
-            beside,
-        )?;
-        let certificate = material(
-            user.client_certificate_data.as_deref(),
-            user.client_certificate.as_deref(),
-            beside,
-        )?;
-        let key = material(user.client_key_data.as_deref(), user.client_key.as_deref(), beside)?;
-        Self::new(
-            &cluster.server,
-            &ca.ok_or_else(|| wrong("no certificate-authority".into()))?,
-            certificate.zip(key),
-            user.token.as_deref(),
-        )
-    }
-
     /// A client of `server` (`https://host:port`), trusting the PEM `ca`, identifying itself by a PEM certificate and key or a token.
     ///
     /// # Errors
@@ -326,7 +131,12 @@ impl Client {
 
     /// `host:port` of the API server.
     pub fn server(&self) -> String {
-        format!("{}:{}", self.inner.host, self.inner.port)
+        let (host, port) = (&self.inner.host, self.inner.port);
+        if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        }
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
@@ -527,11 +337,7 @@ impl Client {
         let start = async {
             let response = self.send(Method::GET, path, None, Bytes::new()).await?;
             if response.status().is_success() {
-                return Ok(Watch {
-                    body: response.into_body(),
-                    buffer: BytesMut::new(),
-                    path: path.to_owned(),
-                });
+                return Ok(Watch::new(response.into_body(), path));
             }
             let (status, bytes) = collect(response)
                 .await
@@ -611,184 +417,6 @@ fn answered(method: &Method, path: &str, code: StatusCode, body: &[u8]) -> Clien
     }
 }
 
-/// What happened to a watched object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum WatchKind {
-    /// Created, or began to match.
-    Added,
-    /// Changed.
-    Modified,
-    /// Deleted, or ceased to match.
-    Deleted,
-    /// Only carries a resource version.
-    Bookmark,
-    /// Carries a `Status`; the watch ends.
-    Error,
-}
-
-/// One event of a watch.
-#[derive(Clone, Debug, Deserialize)]
-pub struct WatchEvent {
-    /// What happened.
-    #[serde(rename = "type")]
-    pub kind: WatchKind,
-    /// The object (a `Status` for errors).
-    pub object: Value,
-}
-
-/// A running watch.
-pub struct Watch {
-    body: Incoming,
-    buffer: BytesMut,
-    path: String,
-}
-
-impl Watch {
-    /// The next event; `None` when the server ended the watch.
-    ///
-    /// # Errors
-    /// The connection broke, an event was not JSON, or the server sent an `ERROR` event (410 Expired among them).
-    pub async fn next(&mut self) -> Result<Option<WatchEvent>, ClientError> {
-        loop {
-            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
-                let line = self.buffer.split_to(end + 1);
-                if line.trim_ascii().is_empty() {
-                    continue;
-                }
-                return self.decode(&line).map(Some);
-            }
-            if self.buffer.len() > MAX_ANSWER_BYTES {
-                return Err(ClientError::transport(format!(
-                    "watch {}: an event of more than {MAX_ANSWER_BYTES} bytes",
-                    self.path
-                )));
-            }
-            match self.body.frame().await {
-                None => return Ok(None),
-                Some(Ok(frame)) => {
-                    if let Some(data) = frame.data_ref() {
-                        self.buffer.extend_from_slice(data);
-                    }
-                }
-                Some(Err(error)) => return Err(ClientError::transport(format!("watch {}: {error}", self.path))),
-            }
-        }
-    }
-
-    fn decode(&self, line: &[u8]) -> Result<WatchEvent, ClientError> {
-        let event: WatchEvent = serde_json::from_slice(line)
-            .map_err(|e| ClientError::transport(format!("watch {}: not a watch event: {e}", self.path)))?;
-        if event.kind != WatchKind::Error {
-            return Ok(event);
-        }
-        let status: ApiStatus = serde_json::from_value(event.object).unwrap_or_default();
-        let what = format!(
-            "watch {}: the API server ended it: {} {}: {}",
-            self.path, status.code, status.reason, status.message
-        );
-        Err(ClientError {
-            status: Some(status),
-            what,
-        })
-    }
-}
-
-/// What a [`ListWatch`] yields.
-#[derive(Clone, Debug)]
-pub enum ListWatchEvent {
-    /// The whole state: at the start, and again whenever history was lost. Objects not in it are gone.
-    Listed(Vec<Value>),
-    /// An object was created or changed.
-    Applied(Value),
-    /// An object is gone; its last state.
-    Deleted(Value),
-}
-
-/// Follows a collection for ever: list, watch from there, resume after a broken connection, list again after 410.
-pub struct ListWatch {
-    client: Client,
-    path: String,
-    query: String,
-    watch: Option<Watch>,
-    version: Option<String>,
-    delay: Duration,
-    pending: VecDeque<ListWatchEvent>,
-}
-
-impl ListWatch {
-    /// Follows `path` (`/api/v1/pods`) with `query` (`fieldSelector=…`, may be empty), percent-encoded by the caller.
-    pub fn new(client: Client, path: impl Into<String>, query: impl Into<String>) -> Self {
-        Self {
-            client,
-            path: path.into(),
-            query: query.into(),
-            watch: None,
-            version: None,
-            delay: BACKOFF.0,
-            pending: VecDeque::new(),
-        }
-    }
-
-    /// The next event. Waits through failures, with a growing delay and a log line for each; safe to cancel.
-    pub async fn next(&mut self) -> ListWatchEvent {
-        loop {
-            if let Some(event) = self.pending.pop_front() {
-                return event;
-            }
-            match self.step().await {
-                Ok(()) => self.delay = BACKOFF.0,
-                Err(error) => {
-                    self.watch = None;
-                    if error.is_gone() {
-                        self.version = None;
-                        continue;
-                    }
-                    tracing::warn!(path = self.path, %error, retry_in = ?self.delay, "following the API server");
-                    tokio::time::sleep(self.delay).await;
-                    self.delay = (self.delay * 2).min(BACKOFF.1);
-                }
-            }
-        }
-    }
-
-    async fn step(&mut self) -> Result<(), ClientError> {
-        let Some(version) = self.version.clone() else {
-            let mut list = self.client.get(&self.url("resourceVersion=0")).await?;
-            self.version = Some(list["metadata"]["resourceVersion"].as_str().unwrap_or("0").to_owned());
-            self.pending.push_back(ListWatchEvent::Listed(take_items(&mut list)));
-            return Ok(());
-        };
-        if self.watch.is_none() {
-            let url = self.url(&format!(
-                "watch=true&allowWatchBookmarks=true&resourceVersion={version}"
-            ));
-            self.watch = Some(self.client.watch(&url).await?);
-        }
-        let Some(watch) = self.watch.as_mut() else {
-            return Ok(());
-        };
-        let Some(event) = watch.next().await? else {
-            self.watch = None;
-            return Ok(());
-        };
-        if let Some(version) = event.object["metadata"]["resourceVersion"].as_str() {
-            self.version = Some(version.to_owned());
-        }
-        match event.kind {
-            WatchKind::Added | WatchKind::Modified => self.pending.push_back(ListWatchEvent::Applied(event.object)),
-            WatchKind::Deleted => self.pending.push_back(ListWatchEvent::Deleted(event.object)),
-            WatchKind::Bookmark | WatchKind::Error => {}
-        }
-        Ok(())
-    }
-
-    fn url(&self, extra: &str) -> String {
-        let joint = if self.query.is_empty() { "" } else { "&" };
-        format!("{}?{}{joint}{extra}", self.path, self.query)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -804,17 +432,5 @@ mod tests {
             (error.code(), error.status.map(|s| s.message)),
             (502, Some("<html>".to_owned()))
         );
-    }
-
-    #[test]
-    fn a_kubeconfig_without_its_context_says_so() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("config");
-        std::fs::write(&path, "current-context: b\nclusters: []\nusers: []\ncontexts: []\n").expect("write");
-        let error = Client::from_kubeconfig(&path)
-            .err()
-            .map(|e| e.to_string())
-            .unwrap_or_default();
-        assert!(error.contains("no context \"b\""), "{error}");
     }
 }

@@ -264,6 +264,7 @@ async fn start_with(
     let view = ServiceView {
         observer: parts.observer,
         status: Arc::default(),
+        dns: Some(dns.handle()),
     };
     let sync = ServiceSync {
         api: Arc::clone(&api),

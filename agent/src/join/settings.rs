@@ -2,7 +2,7 @@
 //! that a restarted agent need not wait for the API server.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -85,7 +85,7 @@ impl Settings {
     /// The value that makes no sense.
     pub fn apply(&self, config: &mut AgentConfig) -> Result<(), SettingsError> {
         let wrong = |what: &str, value: &str| SettingsError::Value(format!("{what} {value:?} is not valid"));
-        let dns: Ipv4Addr = self
+        let dns: IpAddr = self
             .cluster_dns
             .parse()
             .map_err(|_| wrong("clusterDNS", &self.cluster_dns))?;
@@ -96,7 +96,11 @@ impl Settings {
         config.cluster_cidr.clone_from(&self.cluster_cidr);
         config.service_cidr.clone_from(&self.service_cidr);
         config.cluster_domain.clone_from(&self.cluster_domain);
-        (config.cluster_dns, config.pod_network) = (dns, transport);
+        config.pod_network = transport;
+        // That of IPv6 follows from the range of services.
+        if let IpAddr::V4(dns) = dns {
+            config.cluster_dns = dns;
+        }
         Ok(())
     }
 }

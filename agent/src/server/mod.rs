@@ -30,6 +30,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 
+use crate::dns;
 use crate::observe::Observer;
 use crate::pod::host::Host;
 use crate::proxy;
@@ -58,6 +59,8 @@ pub struct ServiceView {
     pub observer: Option<Arc<Observer>>,
     /// What became of the proxy's work.
     pub status: Arc<proxy::Status>,
+    /// The DNS server, which counts its questions.
+    pub dns: Option<dns::Handle>,
 }
 
 /// The server of one node.

@@ -66,9 +66,12 @@ pub(super) async fn metrics(host: &Arc<Host>, services: &ServiceView, query: &Qu
         };
         metrics::write(&mut out, &facts);
         packets(&mut out, &host);
-        let mut proxy = String::new();
-        services.status.write_metrics(&mut proxy);
-        out.append(&proxy);
+        let mut others = String::new();
+        services.status.write_metrics(&mut others);
+        if let Some(dns) = &services.dns {
+            dns.write_metrics(&mut others);
+        }
+        out.append(&others);
         Ok(out.finish())
     });
     match written.await {

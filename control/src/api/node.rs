@@ -3,7 +3,7 @@
 //! The agent speaks the kubelet's API on its daemon port, over TLS, and knows us by our client certificate. A WebSocket
 //! upgrade is forwarded as it is; after the agent's 101 this side only copies bytes.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -63,8 +63,9 @@ impl NodeDialer {
     pub(super) async fn dial(&self, node: &Node) -> Result<SendRequest<Outgoing>, Status> {
         let unreachable = |what: String| {
             let message = format!(
-                "error dialing the agent of node {} at {}:{}: {what}",
-                node.name, node.address, node.port
+                "error dialing the agent of node {} at {}: {what}",
+                node.name,
+                SocketAddr::new(node.address, node.port)
             );
             Status::new(502, "BadGateway", message)
         };
@@ -304,7 +305,7 @@ fn choose_container(pod: &Value, params: &Params, object: &Object) -> Result<Str
 fn agent_request(target: &str, node: &Node, headers: HeaderMap) -> Result<http::Request<Outgoing>, Status> {
     let nothing = Empty::new().map_err(|never| match never {}).boxed_unsync();
     let mut request = http::Request::get(target)
-        .header(header::HOST, format!("{}:{}", node.address, node.port))
+        .header(header::HOST, SocketAddr::new(node.address, node.port).to_string())
         .body(nothing)
         .map_err(|error| Status::bad_request(format!("cannot be forwarded to the agent: {error}")))?;
     request.headers_mut().extend(headers);

@@ -263,14 +263,15 @@ fn merge_list(known: Known<'_>, old: Vec<Value>, change: Vec<Value>) -> Result<V
     Ok(arrange(merged, &order, &before, Some(key)))
 }
 
-/// Takes out the items with `$patch`, after doing what they say: `delete` removes the item of that key, `replace`
-/// removes all that was there.
+/// Takes out the items with `$patch`, after doing what they say: `delete` removes the item of that key; `replace` puts the
+/// other items of the change in the place of all that was there, as they are: some may have one key.
 fn apply_item_directives(
     mut old: Vec<Value>,
     change: Vec<Value>,
     key: &str,
 ) -> Result<(Vec<Value>, Vec<Value>), PatchError> {
     let mut rest = Vec::with_capacity(change.len());
+    let mut replaces = false;
     for mut item in change {
         let Some(directive) = item.as_object_mut().and_then(|item| item.remove(DIRECTIVE)) else {
             rest.push(item);
@@ -285,12 +286,12 @@ fn apply_item_directives(
                 };
                 old.retain(|candidate| candidate.get(key) != Some(value));
             }
-            Some("replace") => old.clear(),
+            Some("replace") => replaces = true,
             Some("merge") => rest.push(item),
             _ => return Err(malformed(format!("unknown patch type {directive} in a list"))),
         }
     }
-    Ok((old, rest))
+    Ok(if replaces { (rest, Vec::new()) } else { (old, rest) })
 }
 
 fn merge_primitives(old: Vec<Value>, change: Vec<Value>) -> Vec<Value> {
@@ -399,6 +400,9 @@ mod tests {
         assert_eq!(pod_spec(base.clone(), patch), json!({"containers": [{"name": "b"}]}));
         let patch = json!({"containers": [{"name": "c"}, {"$patch": "replace"}]});
         assert_eq!(pod_spec(base.clone(), patch), json!({"containers": [{"name": "c"}]}));
+        let patch = json!({"containers": [{"name": "c", "image": "1"}, {"name": "c"}, {"$patch": "replace"}]});
+        let twice = json!({"containers": [{"name": "c", "image": "1"}, {"name": "c"}]});
+        assert_eq!(pod_spec(base.clone(), patch), twice, "what replaces is not merged");
         let patch = json!({"containers": [{"name": "z", "$patch": "delete"}]});
         assert_eq!(pod_spec(json!({}), patch), json!({"containers": []}));
         assert!(error(base.clone(), json!({"containers": [{"image": "x"}]})).contains("merge key: name"));
