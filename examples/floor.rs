@@ -78,13 +78,31 @@ fn child(root: &CStr, program: &CStr) -> ! {
         check(libc::chdir(root.as_ptr()).into(), c"chdir");
         mount(Some(c"proc"), c"proc", Some(c"proc"), STRICT, None);
         let dev = libc::MS_NOSUID | libc::MS_STRICTATIME;
-        mount(Some(c"tmpfs"), c"dev", Some(c"tmpfs"), dev, Some(c"mode=755,size=65536k"));
+        mount(
+            Some(c"tmpfs"),
+            c"dev",
+            Some(c"tmpfs"),
+            dev,
+            Some(c"mode=755,size=65536k"),
+        );
         for directory in [c"dev/pts", c"dev/shm", c"dev/mqueue"] {
             libc::mkdir(directory.as_ptr(), 0o755);
         }
         let pts = Some(c"newinstance,ptmxmode=0666,mode=0620");
-        mount(Some(c"devpts"), c"dev/pts", Some(c"devpts"), libc::MS_NOSUID | libc::MS_NOEXEC, pts);
-        mount(Some(c"shm"), c"dev/shm", Some(c"tmpfs"), STRICT, Some(c"mode=1777,size=65536k"));
+        mount(
+            Some(c"devpts"),
+            c"dev/pts",
+            Some(c"devpts"),
+            libc::MS_NOSUID | libc::MS_NOEXEC,
+            pts,
+        );
+        mount(
+            Some(c"shm"),
+            c"dev/shm",
+            Some(c"tmpfs"),
+            STRICT,
+            Some(c"mode=1777,size=65536k"),
+        );
         mount(Some(c"mqueue"), c"dev/mqueue", Some(c"mqueue"), STRICT, None);
         mount(Some(c"sysfs"), c"sys", Some(c"sysfs"), STRICT | libc::MS_RDONLY, None);
         let here = c".".as_ptr();
@@ -93,7 +111,10 @@ fn child(root: &CStr, program: &CStr) -> ! {
         libc::sethostname(c"floor".as_ptr(), 5);
         let argv = [program.as_ptr(), null_mut()];
         let envp = [c"PATH=/bin".as_ptr(), null_mut()];
-        check(libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()).into(), c"execve");
+        check(
+            libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()).into(),
+            c"execve",
+        );
         libc::_exit(FAILED)
     }
 }

@@ -194,9 +194,12 @@ impl Cluster {
         self.data_dir.join("pki")
     }
 
-    /// The cluster administrator's kubeconfig.
+    /// The cluster administrator's kubeconfig; on a machine that joined, its node's.
     pub fn kubeconfig(&self) -> PathBuf {
-        self.pki_dir().join("admin.kubeconfig")
+        match self.joined {
+            Some(_) => self.data_dir.join("agent/kubeconfig"),
+            None => self.pki_dir().join("admin.kubeconfig"),
+        }
     }
 
     /// Logs of hull's own processes when detached.

@@ -49,10 +49,15 @@ pub fn run(cluster: &Cluster, options: &Options) -> Result<()> {
 
 async fn gather(cluster: &Cluster) -> Result<Value, ClientError> {
     let client = Client::from_kubeconfig(&cluster.kubeconfig())?;
+    // A node that joined sees its own pods only.
+    let pods = match cluster.joined {
+        Some(_) => format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{}", cluster.node()),
+        None => "/api/v1/pods".to_owned(),
+    };
     let version = client.get("/version").await?;
     let (nodes, pods, services) = tokio::try_join!(
         client.list("/api/v1/nodes"),
-        client.list("/api/v1/pods"),
+        client.list(&pods),
         client.list("/api/v1/services")
     )?;
     let node = |node: &Value| {

@@ -89,11 +89,6 @@ fn check(name: &str, release: Release, version: &str) {
 }
 
 #[test]
-fn debian_12s_kernel_runs_the_programs() {
-    check("linux-6-1", Release::V6_1, "6.1");
-}
-
-#[test]
 fn debian_13s_kernel_runs_the_programs() {
     check("linux-6-12", Release::V6_12, "6.12");
 }

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::nodes::{Load, Nodes};
 use support::{IMAGE, output, text};
-use xtask::cluster::{Layout, Options};
+use xtask::cluster::{Families, Layout, Options};
 
 /// Nodes are given up after seconds, so that the test need not wait.
 fn hasty(options: &mut Options) {
@@ -30,6 +30,7 @@ fn machines_join_work_together_are_drained_and_leave() {
     let mut nodes = Nodes::start("join", 3, |options| {
         hasty(options);
         options.layout = Layout::Routed;
+        options.families = Families::Dual;
     });
     joined(&nodes);
     pods_reach_each_other(&nodes);
@@ -120,8 +121,10 @@ fn joined(nodes: &Nodes) {
 
 /// Each pod, each node and each host, by address and through a service; logs and exec on every node.
 fn pods_reach_each_other(nodes: &Nodes) {
-    let service = nodes.serve("web", 3, 300);
-    let pods = nodes.pods("web");
+    nodes.serve("web", 3, 300);
+    let (pods, service) = (nodes.pods("web"), nodes.get(&["service", "web"]));
+    let services = strings(service["spec"]["clusterIPs"].as_array().expect("addresses"));
+    assert_eq!(services.len(), 2, "one of each family: {services:?}");
     assert_eq!(
         strings(pods.iter().map(|pod| &pod["spec"]["nodeName"])).len(),
         3,
@@ -130,20 +133,36 @@ fn pods_reach_each_other(nodes: &Nodes) {
     for from in &pods {
         let name = from["metadata"]["name"].as_str().expect("a name");
         for to in &pods {
-            let address = to["status"]["podIP"].as_str().expect("an address");
-            let said = nodes.ask_from_pod(name, address, 8080);
-            assert_eq!(said, to["metadata"]["name"], "{address} from {name}");
+            let addresses = to["status"]["podIPs"].as_array().expect("addresses");
+            assert_eq!(addresses.len(), 2, "one of each family: {addresses:?}");
+            for address in addresses.iter().filter_map(|entry| entry["ip"].as_str()) {
+                let said = nodes.ask_from_pod(name, address, 8080);
+                assert_eq!(said, to["metadata"]["name"], "{address} from {name}");
+            }
         }
-        let said = nodes.ask_from_pod(name, &service, 80);
-        assert!(
-            pods.iter().any(|pod| pod["metadata"]["name"] == said.as_str()),
-            "{said}"
-        );
+        for service in &services {
+            let said = nodes.ask_from_pod(name, service, 80);
+            assert!(
+                pods.iter().any(|pod| pod["metadata"]["name"] == said.as_str()),
+                "{service}: {said}"
+            );
+        }
         nodes.kubectl(&["logs", name]);
     }
     for machine in nodes.cluster.nodes() {
-        let answer = nodes.fetch(machine, &format!("http://{service}/"));
-        assert!(answer.is_some(), "no answer to a process of {}", machine.name());
+        for service in &services {
+            let host = if service.contains(':') {
+                format!("[{service}]")
+            } else {
+                service.clone()
+            };
+            let answer = nodes.fetch(machine, &format!("http://{host}/"));
+            assert!(
+                answer.is_some(),
+                "no answer of {service} to a process of {}",
+                machine.name()
+            );
+        }
     }
 }
 

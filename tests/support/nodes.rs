@@ -143,7 +143,7 @@ impl Nodes {
                         "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}}]}}}}));
         self.apply(
             &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
-            "spec": {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]}}),
+            "spec": {"selector": {"app": name}, "ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 80, "targetPort": 8080}]}}),
         );
         self.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=60s"]);
         let address = self.get(&["service", name])["spec"]["clusterIP"].clone();

@@ -102,7 +102,10 @@ fn chosen(only: Option<&str>) -> Result<Vec<&'static Program>> {
         .collect();
     if programs.is_empty() {
         let names = PROGRAMS.map(|program| program.name).join(", ");
-        bail!("there is no eBPF program {:?}; there are {names}", only.unwrap_or_default());
+        bail!(
+            "there is no eBPF program {:?}; there are {names}",
+            only.unwrap_or_default()
+        );
     }
     Ok(programs)
 }

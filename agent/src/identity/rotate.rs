@@ -17,13 +17,16 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Longest sleep: timers do not count the time that a machine is suspended.
 const LONGEST: Duration = Duration::from_secs(3600);
 
+/// Puts a new certificate to use.
+type Install = Box<dyn Fn(&Pair) -> Result<(), String> + Send + Sync>;
+
 /// One certificate that is kept fresh.
 pub struct Rotation {
     client: Client,
     request: Request,
     path: PathBuf,
     current: Option<Pair>,
-    install: Box<dyn Fn(&Pair) -> Result<(), String> + Send + Sync>,
+    install: Install,
 }
 
 /// Keeps the client certificate fresh; `current` is the one in use.

@@ -137,8 +137,13 @@ impl Server {
             (&Method::GET, ["pods"]) => self.pods(),
             (&Method::GET, ["metrics"]) => {
                 let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
-                observe::metrics(&self.host, &self.services, &Query::of(request.uri()), accept.unwrap_or_default())
-                    .await
+                observe::metrics(
+                    &self.host,
+                    &self.services,
+                    &Query::of(request.uri()),
+                    accept.unwrap_or_default(),
+                )
+                .await
             }
             (&Method::GET, ["observe", "services"]) => observe::services(&self.host, &self.services).await,
             (&Method::GET, ["observe", "trace"]) => {

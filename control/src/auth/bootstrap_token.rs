@@ -101,6 +101,17 @@ impl std::fmt::Display for BootstrapToken {
     }
 }
 
+/// When a token ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiration {
+    /// Not at all.
+    Never,
+    /// Then.
+    At(Timestamp),
+    /// What is written there is no time: the token is not good, and is not removed either.
+    Unreadable,
+}
+
 /// What the secret of a token says.
 pub struct TokenSecret(Value);
 
@@ -128,17 +139,21 @@ impl TokenSecret {
         format!("{id}.{secret}").parse().ok().filter(|_| named)
     }
 
-    /// When it ends; `Err`: what is written there is no time, so that it counts as ended.
-    pub fn expiration(&self) -> Result<Option<Timestamp>, ()> {
+    /// When it ends.
+    pub fn expiration(&self) -> Expiration {
         match self.text("expiration") {
-            text if text.is_empty() => Ok(None),
-            text => text.parse().map(Some).map_err(|_| ()),
+            text if text.is_empty() => Expiration::Never,
+            text => text.parse().map_or(Expiration::Unreadable, Expiration::At),
         }
     }
 
     /// Whether it is good at a moment.
     pub fn is_good(&self, now: Timestamp) -> bool {
-        let lasts = matches!(self.expiration(), Ok(end) if end.is_none_or(|end| now < end));
+        let lasts = match self.expiration() {
+            Expiration::Never => true,
+            Expiration::At(end) => now < end,
+            Expiration::Unreadable => false,
+        };
         lasts && self.0["metadata"]["deletionTimestamp"].is_null()
     }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::controller::{Context, Controller, Key, Outcome, Write};
 use super::view::View;
-use crate::auth::bootstrap_token::{BootstrapToken, NAMESPACE, PREFIX, TokenSecret};
+use crate::auth::bootstrap_token::{BootstrapToken, Expiration, NAMESPACE, PREFIX, TokenSecret};
 use crate::cache::{Event, Object};
 
 const SECRETS: &str = "secrets";
@@ -45,7 +45,7 @@ impl Controller for TokenCleaner {
             return outcome;
         };
         let end = TokenSecret::of(&object).map(|secret| secret.expiration());
-        if let Some(Ok(Some(end))) = end {
+        if let Some(Expiration::At(end)) = end {
             match Duration::try_from(end.duration_since(context.now.wall)) {
                 Ok(left) if !left.is_zero() => outcome.requeue(left),
                 _ => outcome.delete(&object, None),

@@ -324,17 +324,7 @@ mod user {
         )*};
     }
 
-    pod!(
-        Tuple,
-        Track,
-        Local,
-        Uplink,
-        Node,
-        SourceRange,
-        Fragment,
-        Ports,
-        Visitor
-    );
+    pod!(Tuple, Track, Local, Uplink, Node, SourceRange, Fragment, Ports, Visitor);
 }
 
 #[cfg(test)]
@@ -387,7 +377,10 @@ mod tests {
         }
         assert_eq!(crc(b"123456789"), 0xe306_9283, "the check value of CRC-32C");
         let mut packet = [0_u8; 1465];
-        packet.iter_mut().zip(0_u8..=250).for_each(|(byte, value)| *byte = value);
+        packet
+            .iter_mut()
+            .zip(0_u8..=250)
+            .for_each(|(byte, value)| *byte = value);
         for length in [12, 13, 64, 1465] {
             let before = crc(&packet[..length]);
             let mut changed = packet;

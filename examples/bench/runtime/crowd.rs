@@ -22,10 +22,7 @@ pub fn all(runtimes: &[Runtime], default: &Value, directory: &Path, rootfs: &Pat
             Ok(bundle)
         })
         .collect::<Result<Vec<PathBuf>>>()?;
-    runtimes
-        .iter()
-        .map(|runtime| at_once(runtime, &bundles))
-        .collect()
+    runtimes.iter().map(|runtime| at_once(runtime, &bundles)).collect()
 }
 
 fn at_once(runtime: &Runtime, bundles: &[PathBuf]) -> Result<Value> {
@@ -68,7 +65,14 @@ fn fill(client: &Client, default: &Value, directory: &Path, rootfs: &Path, count
         let id = format!("warden-{number}");
         let bundle = directory.join("crowd").join(&id);
         let cgroup = format!("/hull-bench/{id}");
-        bundle::write(default, Spec::Default, &bundle, rootfs, &["/bin/sleep", "100000"], &cgroup)?;
+        bundle::write(
+            default,
+            Spec::Default,
+            &bundle,
+            rootfs,
+            &["/bin/sleep", "100000"],
+            &cgroup,
+        )?;
         client.create(CreateRequest {
             id: id.clone(),
             bundle,
@@ -117,6 +121,13 @@ fn memory(pid: i32, name: &str) -> Result<u64> {
     let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     status
         .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok())
+        .find_map(|line| {
+            line.strip_prefix(name)?
+                .strip_prefix(':')?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
         .with_context(|| format!("{path} has no {name}"))
 }

@@ -79,8 +79,23 @@ pub fn run(binaries: &Path, options: &Options) -> Result<()> {
             once: directory.path().join("once"),
             resident: directory.path().join("resident"),
         };
-        bundle::write(&default, spec, &bundles.once, &rootfs, &["/bin/true"], "/hull-bench/once")?;
-        report.push(measure(spec, floor, &mut runtimes, &bundles, &rootfs, options.rounds, &default)?);
+        bundle::write(
+            &default,
+            spec,
+            &bundles.once,
+            &rootfs,
+            &["/bin/true"],
+            "/hull-bench/once",
+        )?;
+        report.push(measure(
+            spec,
+            floor,
+            &mut runtimes,
+            &bundles,
+            &rootfs,
+            options.rounds,
+            &default,
+        )?);
     }
     let crowds = crowd::all(&runtimes, &default, directory.path(), &rootfs, options.crowd)?;
     let warden = crowd::warden(&ours, &default, directory.path(), &rootfs, options.crowd)?;
@@ -149,7 +164,14 @@ fn measure(
     for runtime in runtimes.iter_mut() {
         runtime.samples = Samples::default();
         let cgroup = format!("/hull-bench/{}", runtime.name);
-        bundle::write(default, spec, &bundles.resident, rootfs, &["/bin/sleep", "100000"], &cgroup)?;
+        bundle::write(
+            default,
+            spec,
+            &bundles.resident,
+            rootfs,
+            &["/bin/sleep", "100000"],
+            &cgroup,
+        )?;
         let bundle = bundles.resident.to_string_lossy();
         process::run(&runtime.path, &["run", "-d", "-b", &bundle, "bench-resident"])?;
     }
@@ -181,7 +203,10 @@ fn measure(
     });
     let mut rows: Vec<Value> = rows.collect();
     if floor.is_some() {
-        rows.insert(0, json!({"name": "floor", "run": median(&floors.0), "runCpu": median(&floors.1)}));
+        rows.insert(
+            0,
+            json!({"name": "floor", "run": median(&floors.0), "runCpu": median(&floors.1)}),
+        );
     }
     Ok(json!({"spec": spec.name(), "runtimes": rows}))
 }
@@ -216,7 +241,10 @@ fn print_table(report: &Value) {
         (Some(value), None) => format!("{value:8.2}         "),
         _ => " ".repeat(17),
     };
-    println!("medians of {} rounds in milliseconds; in brackets the ratio to hull-runtime\n", report["rounds"]);
+    println!(
+        "medians of {} rounds in milliseconds; in brackets the ratio to hull-runtime\n",
+        report["rounds"]
+    );
     for spec in report["specs"].as_array().into_iter().flatten() {
         println!(
             "{:14} {:>17} {:>17} {:>17} {:>17} {:>17}",
@@ -236,7 +264,10 @@ fn print_table(report: &Value) {
         }
         println!();
     }
-    println!("{} containers at once        per second   failed   cpu each", report["crowd"][0]["containers"]);
+    println!(
+        "{} containers at once        per second   failed   cpu each",
+        report["crowd"][0]["containers"]
+    );
     for row in report["crowd"].as_array().into_iter().flatten() {
         println!(
             "{:27} {:10.0} {:8} {:7.2} ms",

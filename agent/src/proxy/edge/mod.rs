@@ -11,9 +11,9 @@ pub mod health;
 mod interfaces;
 mod load;
 mod maps;
+mod slot;
 mod view;
 mod watch;
-mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,8 +24,8 @@ use hull_ebpf_types::edge::{Local, Reason, Uplink};
 use parking_lot::Mutex;
 
 pub use attach::Attach;
-pub use slot::Slot;
 pub use error::Error;
+pub use slot::Slot;
 pub use view::{EdgeView, PortRange, free_ports};
 
 use crate::network::{Cidr, PodAddress};
