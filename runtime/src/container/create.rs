@@ -125,7 +125,7 @@ fn create_group(cgroup: &Cgroup, hierarchy: &Hierarchy, plan: &Plan) -> Result<(
     match cgroup.create(hierarchy) {
         Err(error) if matches!(error.errno(), Some(libc::EACCES | libc::EPERM | libc::EROFS)) => {
             let dispensable = plan.limits.settings().iter().all(|setting| setting.dispensable);
-            match dispensable && super::rootless::in_user_namespace() {
+            match dispensable && crate::cgroup::in_user_namespace() {
                 true => Ok(()),
                 false => Err(error.context("limits need a cgroup that is delegated to this user")),
             }
@@ -288,7 +288,7 @@ fn birth(plan: Plan, mut container: Container, options: CreateOptions, start: bo
     let group = match container.record.scope {
         None => match cgroup.open() {
             // Only a user without a group of his own goes without.
-            Err(error) if error.errno() == Some(libc::ENOENT) && super::rootless::in_user_namespace() => None,
+            Err(error) if error.errno() == Some(libc::ENOENT) && crate::cgroup::in_user_namespace() => None,
             other => Some(other?),
         },
         Some(_) => None,
@@ -404,7 +404,7 @@ fn accompany(
 fn makes_network(plan: &Plan) -> bool {
     let namespaces = &plan.namespaces;
     // In a user namespace there would be no way back: the own network namespace belongs to another.
-    let returns = || !super::rootless::in_user_namespace();
+    let returns = || !crate::cgroup::in_user_namespace();
     namespaces.makes(libc::CLONE_NEWNET) && !namespaces.has(libc::CLONE_NEWUSER) && !plan.meets() && returns()
 }
 
@@ -442,7 +442,7 @@ fn furnish(pid: i32, plan: &Plan, container: &mut Container) -> Result<()> {
     container.cgroup.apply(&plan.limits)?;
     match container.cgroup.attach_devices(&plan.limits) {
         // Nodes can neither be made nor opened with the rights of a user namespace: there is nothing to deny.
-        Err(_) if super::rootless::in_user_namespace() => (),
+        Err(_) if crate::cgroup::in_user_namespace() => (),
         other => other?,
     }
     if let Some(owner) = plan.cgroup_owner {
@@ -589,7 +589,7 @@ pub(super) fn in_pid_namespace<T>(namespace: Option<BorrowedFd>, clone: impl FnO
     if std::process::id() == own_pid {
         match syscall::setns(own.as_fd(), libc::CLONE_NEWPID) {
             // A user cannot return to where only root may go; this process makes no other child.
-            Err(Errno::PERM) if super::rootless::in_user_namespace() => (),
+            Err(Errno::PERM) if crate::cgroup::in_user_namespace() => (),
             other => other.map_err(|e| Error::os("return to the own pid namespace", e))?,
         }
     }

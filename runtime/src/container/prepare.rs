@@ -225,7 +225,7 @@ pub(super) fn write_maps(pid: i32, uids: &str, gids: &str) -> Result<()> {
 
 /// The host's device nodes as detached mounts, for a container that may not make nodes.
 pub(super) fn devices(plan: &Plan) -> Result<Vec<OwnedFd>> {
-    let may_make = !plan.namespaces.has(libc::CLONE_NEWUSER) && !super::rootless::in_user_namespace();
+    let may_make = !plan.namespaces.has(libc::CLONE_NEWUSER) && !crate::cgroup::in_user_namespace();
     if may_make || !plan.populate_dev {
         return Ok(Vec::new());
     }

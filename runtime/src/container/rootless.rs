@@ -15,17 +15,9 @@ use crate::fault::Shown;
 use crate::plan::namespaces::Namespaces;
 use crate::syscall::{self, Fork};
 
-/// Inode of the machine's first user namespace, linux/proc_ns.h (PROC_USER_INIT_INO).
-const FIRST_USER_NAMESPACE: u64 = 0xefff_fffd;
-
 /// This process may do what the kernel asks CAP_SYS_ADMIN for, in the user namespace it is in.
 pub(super) fn is_privileged() -> bool {
     syscall::capget().is_ok_and(|(effective, ..)| effective & caps::SYS_ADMIN != 0)
-}
-
-/// This process is in another user namespace than the machine's first: no privilege of it reaches devices.
-pub(super) fn in_user_namespace() -> bool {
-    rustix::fs::stat("/proc/self/ns/user").is_ok_and(|stat| stat.st_ino != FIRST_USER_NAMESPACE)
 }
 
 /// Enter the user namespace of the plan, new or joined; nothing for a privileged caller.
