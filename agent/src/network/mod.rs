@@ -9,6 +9,7 @@
 mod allocator;
 mod cidr;
 mod error;
+pub(crate) mod events;
 pub mod fabric;
 mod host;
 pub mod namespaces;

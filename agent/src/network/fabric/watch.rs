@@ -3,7 +3,6 @@
 //! The kernel takes routes away with the interface that they lead to, and network daemons remove what they do not know:
 //! rtnetlink(7) tells of both, and the fabric is repaired. Nothing polls.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,17 +10,13 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use netlink_packet_route::route::RouteProtocol;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::{Changes, Fabric, NodeRoute};
 use crate::network::Error;
+use crate::network::events::Events;
 use crate::network::netlink::Protocol;
 
-/// Changes come in groups (an interface, its addresses, its routes): they are awaited for this long.
-const SETTLE: Duration = Duration::from_millis(20);
 /// Pause before another attempt when the kernel refused something.
 const RETRY: Duration = Duration::from_secs(1);
 /// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE of linux/rtnetlink.h.
@@ -38,10 +33,7 @@ impl Fabric {
             action: "follow changes of interfaces and routes".to_owned(),
             source,
         };
-        let socket = subscribe().map_err(failed)?;
-        // SAFETY: the socket owns its descriptor, always gives the same one, and is dropped with the `AsyncFd`.
-        let events = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
-        let events = events.map_err(|error| failed(error.into_parts().1))?;
+        let events = Events::subscribe(&GROUPS).map_err(failed)?;
         let mut again = false;
         loop {
             let work = tokio::select! {
@@ -49,10 +41,8 @@ impl Fabric {
                     Ok(()) => Work::Apply(nodes.borrow_and_update().clone()),
                     Err(_) => return Ok(()),
                 },
-                relevant = next(&events) => {
+                relevant = events.settled(concerns) => {
                     relevant.map_err(failed)?;
-                    tokio::time::sleep(SETTLE).await;
-                    drain(events.get_ref());
                     Work::Repair
                 }
                 () = tokio::time::sleep(RETRY), if again => Work::Repair,
@@ -93,35 +83,6 @@ impl Fabric {
 enum Work {
     Apply(Vec<NodeRoute>),
     Repair,
-}
-
-fn subscribe() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind(&SocketAddr::new(0, 0))?;
-    for group in GROUPS {
-        socket.add_membership(group)?;
-    }
-    socket.set_non_blocking(true)?;
-    Ok(socket)
-}
-
-/// Waits for a change that concerns routes between nodes.
-async fn next(events: &AsyncFd<Socket>) -> io::Result<()> {
-    loop {
-        let mut ready = events.readable().await?;
-        match ready.try_io(|socket| socket.get_ref().recv_from_full()) {
-            Ok(Ok((buffer, _))) if !concerns(&buffer) => {}
-            Ok(Ok(_)) => return Ok(()),
-            // More came than the socket holds: something of it may concern us.
-            Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(()),
-            Ok(Err(error)) => return Err(error),
-            Err(_would_block) => {}
-        }
-    }
-}
-
-fn drain(socket: &Socket) {
-    while socket.recv_from_full().is_ok() {}
 }
 
 /// Pods come and go all the time, and their interfaces with them: those are not of interest here.
