@@ -158,6 +158,9 @@ fn a_pid_that_was_given_away_is_nobodys_of_the_container() {
         bundle.create().ok();
         bundle.start().ok();
         let pid = bundle.state()["pid"].as_i64().unwrap() as libc::pid_t;
+        // A process is told from another of the same number by its start, which the kernel shows in clock ticks of 10 ms
+        // (proc_pid_stat(5), starttime). Without set_tid, numbers come round only after all others were used.
+        std::thread::sleep(std::time::Duration::from_millis(30));
         rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
         wait_for(pid);
         // Somebody else on this machine may be quicker.
