@@ -31,4 +31,5 @@ pub mod seccomp;
 pub mod signals;
 pub mod spec;
 mod syscall;
+pub mod timestamp;
 pub mod warden;

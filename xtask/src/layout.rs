@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -124,10 +125,11 @@ impl Scene {
             binary: binary.to_owned(),
         };
         let bundle = scene.directory.path();
-        for name in ["bin", "dev", "proc", "sys"] {
+        for name in ["bin", "dev", "etc", "proc", "sys"] {
             fs::create_dir_all(bundle.join("rootfs").join(name)).context("make the root file system")?;
         }
         fs::copy("/bin/busybox", bundle.join("rootfs/bin/sleep")).context("copy busybox")?;
+        fs::write(bundle.join("rootfs/etc/hosts"), "").context("write etc/hosts")?;
         scene.call(&["spec"])?;
         let path = bundle.join("config.json");
         let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path)?).context("config.json")?;
@@ -141,6 +143,12 @@ impl Scene {
         config["root"]["path"] = serde_json::json!(bundle.join("rootfs"));
         fs::write(bundle.join("resident/config.json"), config.to_string()).context("write config.json")?;
         scene.call(&["create", "-b", "resident", "layout-resident"])?;
+        config["process"]["args"] = serde_json::json!(["/bin/sleep", "0.2"]);
+        as_kubelets_ask(&mut config);
+        fs::create_dir(bundle.join("kubelet")).context("make a bundle")?;
+        fs::write(bundle.join("kubelet/config.json"), config.to_string()).context("write config.json")?;
+        // The container's root is nobody here.
+        fs::set_permissions(bundle, fs::Permissions::from_mode(0o755)).context("open the bundle to other users")?;
         Ok(scene)
     }
 
@@ -160,10 +168,13 @@ impl Scene {
     fn commands(&self) -> Vec<Vec<String>> {
         let directory = self.directory.path().to_string_lossy();
         let root = format!("{directory}/state");
-        let commands: [&[&str]; 8] = [
+        let kubelet = format!("{directory}/kubelet");
+        let commands: [&[&str]; 10] = [
             &["start", "layout-resident"],
             &["run", "-b", &directory, "layout-run"],
             &["run", "-b", &directory, "layout-run"],
+            &["run", "-b", &kubelet, "layout-run"],
+            &["run", "-b", &kubelet, "layout-run"],
             &["exec", "layout-resident", "/bin/sleep", "0"],
             &["state", "layout-resident"],
             &["create", "-b", &directory, "layout-create"],
@@ -179,6 +190,30 @@ impl Scene {
         };
         commands.iter().map(whole).collect()
     }
+}
+
+/// What a kubelet adds to the default: a user namespace, a seccomp profile, files mounted from the host, read-only paths.
+fn as_kubelets_ask(config: &mut serde_json::Value) {
+    let ids = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    config["linux"]["cgroupsPath"] = "/hull-layout/stepped".into();
+    config["linux"]["uidMappings"] = ids.clone();
+    config["linux"]["gidMappings"] = ids;
+    if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+        namespaces.push(serde_json::json!({"type": "user"}));
+    }
+    if let Some(mounts) = config["mounts"].as_array_mut() {
+        mounts.push(serde_json::json!({"destination": "/etc/hosts", "type": "bind", "source": "/etc/hosts", "options": ["rbind", "rprivate", "ro"]}));
+    }
+    config["process"]["oomScoreAdj"] = 500.into();
+    config["linux"]["readonlyPaths"] =
+        serde_json::json!(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
+    config["linux"]["seccomp"] = serde_json::json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [
+            {"names": ["swapon", "swapoff", "reboot"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
+            {"names": ["personality"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]}
+        ]
+    });
 }
 
 impl Drop for Scene {

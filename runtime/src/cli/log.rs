@@ -3,8 +3,8 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 
-use hull_runtime::container::timestamp;
 use hull_runtime::error::{Error, Result};
+use hull_runtime::timestamp;
 
 use super::args::Args;
 
@@ -46,7 +46,7 @@ fn append(global: &Args, level: &str, message: &str) {
     if let Some(path) = Some(path).filter(|path| !path.is_empty())
         && let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path)
     {
-        let _ = file.write_all(line(json, level, message, &timestamp()).as_bytes());
+        let _ = file.write_all(line(json, level, message, &timestamp::rfc3339(timestamp::now())).as_bytes());
     }
 }
 

@@ -7,7 +7,11 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::create::{self, Message, end, go, in_pid_namespace, receive, set_limits, socket_pair};
+use super::birth::{keyring, set_limits};
+use super::clone::{end, in_pid_namespace};
+use super::conversation::{Message, go, receive, socket_pair};
+use super::engine::{connect, write_pid_file};
+use super::process_stat::start_time;
 use super::record::{Directory, Record};
 use super::{Created, ExecOptions, Status, Stdio};
 use crate::cgroup::{Cgroup, Hierarchy};
@@ -64,7 +68,7 @@ pub fn exec(root: &Path, id: &str, mut options: ExecOptions) -> Result<Created> 
         proc: super::prepare::proc()?,
         stdio: options.stdio,
         console,
-        keyring: create::keyring(&record.id, record.no_new_keyring)?,
+        keyring: keyring(&record.id, record.no_new_keyring)?,
         preserve_fds: options.preserve_fds,
     };
     let within = (record.namespaces & libc::CLONE_NEWPID != 0).then_some(entry.target.as_fd());
@@ -115,10 +119,10 @@ fn accompany(
     agent: &dyn Fn(OwnedFd) -> Result<()>,
 ) -> Result<Created> {
     let raise = || {
-        let start_time = create::start_time(pid)?;
+        let start_time = start_time(pid)?;
         set_limits(pid, process)?;
         if let Some(path) = pid_file {
-            create::write_pid_file(path, pid)?;
+            write_pid_file(path, pid)?;
         }
         go(socket);
         let mut console = None;
@@ -173,7 +177,7 @@ fn console(options: &mut ExecOptions) -> Result<Console> {
         (false, ..) => return Err(Error::invalid("a console is given, but the process has no terminal")),
         (true, Some(slave), _) => Console::Slave(slave),
         (true, None, Some(path)) => Console::New {
-            socket: Some(create::connect(path)?),
+            socket: Some(connect(path)?),
         },
         (true, None, None) => Console::New { socket: None },
     })

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::process::Signal;
 
-use super::create::{Message, receive, start_address};
+use super::conversation::{Message, receive, start_address};
 use super::record::{Directory, Record, START_SOCKET};
 use super::{State, Status};
 use crate::cgroup::Cgroup;

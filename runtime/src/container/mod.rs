@@ -2,14 +2,20 @@
 //! State lives in `<root>/<id>/`; the container's init is a child of the calling process.
 //! Invariant: the caller is single-threaded; between clone3 and execve the child only makes system calls.
 
+mod birth;
+mod clone;
+mod conversation;
 mod create;
+mod engine;
 mod exec;
 mod lifecycle;
 mod listener;
 mod lsm;
 mod net_devices;
+mod network;
 mod notify;
 mod prepare;
+mod process_stat;
 mod rdt;
 mod record;
 mod rootless;
@@ -29,7 +35,6 @@ pub(crate) use exec::Entry;
 pub use exec::{base_process, exec};
 pub use lifecycle::{cgroup, delete, kill, list, pause, processes, resume, start, state, update};
 pub use notify::listen_for;
-pub use record::now as timestamp;
 
 /// The three standard streams of a container's process.
 #[derive(Debug)]
@@ -112,7 +117,7 @@ pub struct Created {
 
 /// Send a pidfd to whoever listens at `path`, with the text runc sends.
 pub fn send_pidfd(path: &Path, pidfd: BorrowedFd) -> Result<()> {
-    create::send_pidfd(path, pidfd)
+    engine::send_pidfd(path, pidfd)
 }
 
 /// What `exec` needs; start from [`ExecOptions::new`].

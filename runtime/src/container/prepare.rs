@@ -210,7 +210,7 @@ fn map_ids(plan: &Plan, idmap: &Idmap, tree: BorrowedFd) -> Result<()> {
         syscall::mount_idmap(tree, idmap.recursive, namespace.as_fd()).map_err(|e| Error::os("map owners", e))
     };
     let result = map();
-    super::create::end(pidfd.as_fd());
+    super::clone::end(pidfd.as_fd());
     result
 }
 

@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -16,6 +15,7 @@ use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use super::listener::Agent;
+use super::process_stat::process_stat;
 use super::{State, Status};
 use crate::cgroup::Cgroup;
 use crate::cgroup::systemd::Scope;
@@ -341,60 +341,6 @@ fn init_fields(pid: i32, start_time: u64) -> String {
     format!("{{\"pid\":{pid:>10},\"startTime\":{start_time:>20},")
 }
 
-/// What /proc/<pid>/stat says.
-pub(super) struct ProcessStat {
-    pub start_time: u64,
-    pub dead: bool,
-}
-
-pub(super) fn process_stat(pid: i32) -> Option<ProcessStat> {
-    // One read is enough: the kernel writes the line in one piece, and it is shorter than this.
-    let mut buffer = [0; 1024];
-    let file = rustix::fs::open(
-        format!("/proc/{pid}/stat"),
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .ok()?;
-    let length = rustix::io::read(&file, &mut buffer).ok()?;
-    parse_stat(&String::from_utf8_lossy(&buffer[..length]))
-}
-
-/// Fields 3 (state) and 22 (start time), counted behind the name, which may contain anything. proc_pid_stat(5).
-fn parse_stat(stat: &str) -> Option<ProcessStat> {
-    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
-    let state = fields.next()?;
-    Some(ProcessStat {
-        dead: matches!(state, "Z" | "X" | "x"),
-        start_time: fields.nth(18)?.parse().ok()?,
-    })
-}
-
-/// Now, as RFC 3339 in UTC with nanoseconds.
-pub fn now() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    rfc3339(now.as_secs(), now.subsec_nanos())
-}
-
-fn rfc3339(seconds: u64, nanoseconds: u32) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Civil date from days, counted in eras of 400 years that begin in March.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanoseconds:09}Z")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -405,23 +351,6 @@ mod tests {
             assert!(check_id(id).is_err(), "{id:?}");
         }
         assert!(check_id("pod-1_a.b+c").is_ok());
-    }
-
-    #[test]
-    fn dates_are_civil() {
-        assert_eq!(rfc3339(0, 0), "1970-01-01T00:00:00.000000000Z");
-        assert_eq!(rfc3339(951_782_400, 5), "2000-02-29T00:00:00.000000005Z");
-        assert_eq!(rfc3339(1_795_503_599, 0), "2026-11-24T06:59:59.000000000Z");
-    }
-
-    #[test]
-    fn stat_is_read_behind_any_name() {
-        let line = "77 (a ) b) S 1 77 77 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 1 1";
-        let stat = parse_stat(line).unwrap();
-        assert_eq!(stat.start_time, 4711);
-        assert!(!stat.dead);
-        assert!(parse_stat(&line.replace(" S ", " Z ")).unwrap().dead);
-        assert!(parse_stat("garbage").is_none());
     }
 
     #[test]
@@ -437,7 +366,7 @@ mod tests {
             inherited: Inherited::default(),
             scope: None,
             resctrl: false,
-            created: now(),
+            created: crate::timestamp::rfc3339(0),
             annotations: BTreeMap::new(),
             pid: 0,
             start_time: 0,

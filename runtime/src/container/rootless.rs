@@ -129,7 +129,7 @@ impl Helper {
         rustix::io::write(&self.go, b"G").map_err(fail)?;
         // Its end of this pipe is closed when it ends; ours never was a writing one.
         let mut text = [0; 512];
-        super::create::reap(self.pidfd.as_fd());
+        super::clone::reap(self.pidfd.as_fd());
         let flags = rustix::fs::fcntl_getfl(&self.answer).map_err(fail)? | OFlags::NONBLOCK;
         rustix::fs::fcntl_setfl(&self.answer, flags).map_err(fail)?;
         match rustix::io::read(&self.answer, &mut text) {

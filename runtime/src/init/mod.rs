@@ -172,7 +172,6 @@ pub(crate) fn meet_parent(init: &Init) -> Step {
     if init.network {
         let network = network.ok_or_else(|| Fault::plain(format_args!("the parent passed no network namespace")))?;
         syscall::setns(network.as_fd(), libc::CLONE_NEWNET).explain(format_args!("enter the new network namespace"))?;
-        raise_loopback()?;
     }
     enter_late_namespaces(init)
 }

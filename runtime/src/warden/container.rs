@@ -15,6 +15,7 @@ use super::output::{Marks, OutputPipe, Progress, Scratch};
 use super::protocol::{Exit, HeldKinds};
 use super::record::{Process, Record};
 use crate::container::Stdio;
+use crate::timestamp;
 
 /// Ended execs remembered until somebody asks; more are forgotten, oldest first.
 const ENDED_EXECS_MAX: usize = 256;
@@ -216,7 +217,7 @@ fn pump_terminal(console: BorrowedFd<'_>, log: &mut LogFile, orphaned: bool) -> 
             ));
         }
     };
-    let stamp = cri::timestamp(log.next_stamp());
+    let stamp = timestamp::rfc3339(log.next_stamp());
     let mut records = Vec::new();
     cri::format(&raw[..count], true, &stamp, Stream::Stdout, usize::MAX, &mut records);
     log.append(&records)

@@ -4,17 +4,11 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::protocol::Exit;
-
-/// Nanoseconds since 1970.
-pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
+use crate::timestamp;
 
 /// An exit from a wait status as wait(2) defines it.
 pub(crate) fn from_wait_status(status: i32, oom_killed: bool, at: i64) -> Exit {
@@ -50,7 +44,7 @@ pub(crate) fn unknown(oom_killed: bool, at: i64) -> Exit {
 /// open while it ended.
 pub fn exit_of(pidfd: impl AsFd) -> Option<Exit> {
     let pidfd = pidfd.as_fd();
-    wait_status(pidfd).map(|status| from_wait_status(status, false, now()))
+    wait_status(pidfd).map(|status| from_wait_status(status, false, timestamp::now()))
 }
 
 /// The wait status of an ended stranger: from its pidfd once it is reaped, from /proc while it is a zombie.

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use super::cri::{self, Batch};
 use super::error::{Context, Error};
-use super::exit::now;
 use super::protocol::LogConfig;
+use crate::timestamp::now;
 
 /// Bytes formatted before they are written: bounds memory, and the size of the last batch.
 pub(crate) const BATCH_MAX: usize = 64 << 10;

@@ -17,6 +17,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, pipe_with, splice
 use super::cri::{self, Stream};
 use super::error::{Context, Error};
 use super::log_file::LogFile;
+use crate::timestamp;
 
 const CHUNK: usize = 64 << 10;
 
@@ -127,7 +128,7 @@ impl OutputPipe {
             Some(peeked) => peeked,
         };
         let stamp = log.next_stamp();
-        let text = cri::timestamp(stamp);
+        let text = timestamp::rfc3339(stamp);
         let limit = log.batch_limit();
         let Scratch { raw, records, .. } = scratch;
         let raw = &raw[..peeked.count];
@@ -153,7 +154,7 @@ impl OutputPipe {
         };
         let consumed = marks
             .get(self.stream)
-            .is_some_and(|stamp| cri::timestamp(stamp) == batch.stamp);
+            .is_some_and(|stamp| timestamp::rfc3339(stamp) == batch.stamp);
         if consumed {
             return Ok(());
         }
@@ -317,7 +318,7 @@ mod tests {
         f.writer.write_all(b"same\nsame\n").unwrap();
         // A warden that dies right after the write: logged, neither consumed nor marked.
         f.log
-            .append(format!("{} stdout F same\n", cri::timestamp(5)).as_bytes())
+            .append(format!("{} stdout F same\n", timestamp::rfc3339(5)).as_bytes())
             .unwrap();
         f.restart();
         while f.pump() == Progress::More {}
@@ -339,7 +340,7 @@ mod tests {
     fn a_torn_batch_is_completed() {
         let mut f = fixture();
         f.writer.write_all(b"one\ntwo\n").unwrap();
-        let stamp = cri::timestamp(5);
+        let stamp = timestamp::rfc3339(5);
         f.log
             .append(format!("{stamp} stdout F one\n{stamp} stdout F t").as_bytes())
             .unwrap();

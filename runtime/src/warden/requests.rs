@@ -10,7 +10,6 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::container::{self, Container, Exec, Log};
 use super::error::{Context, Error, Refusal};
-use super::exit;
 use super::oom;
 use super::protocol::{CreateRequest, ExecRequest, HeldKinds, Reply, Request, StreamKinds};
 use super::record::{Process, Record, check_id};
@@ -91,7 +90,10 @@ impl Warden {
         let oom_score_adj = container::oom_score_adj(&request.bundle)?;
         container::remove_dir(dir)?;
         fs::create_dir(dir).context(|| format!("making {}", dir.display()))?;
-        let mut container = Container::new(Record::new(request, oom_score_adj, exit::now()), dir.to_owned());
+        let mut container = Container::new(
+            Record::new(request, oom_score_adj, crate::timestamp::now()),
+            dir.to_owned(),
+        );
         container.record.save(dir)?;
         let stdio = if container.record.terminal {
             None
@@ -150,7 +152,7 @@ impl Warden {
         let root = runtime_root(&self.dir);
         with_signals_unblocked(|| runtime::start(&root, id)).map_err(refusal)?;
         let container = self.get(id)?;
-        container.record.started_at = Some(exit::now());
+        container.record.started_at = Some(crate::timestamp::now());
         let dir = container.dir.clone();
         container.record.save(&dir)
     }

@@ -219,7 +219,7 @@ impl Warden {
 
     /// Records how a container or an exec ended and tells the subscribers. `status` None: nobody knows.
     pub(super) fn ended(&mut self, owner: &Owner, status: Option<i32>) {
-        let at = exit::now();
+        let at = crate::timestamp::now();
         let oom_killed = owner.exec_id.is_none() && self.was_oom_killed(&owner.id);
         let exit = match status {
             Some(status) => exit::from_wait_status(status, oom_killed, at),
