@@ -12,20 +12,26 @@ use serde_json::{Value, json};
 use super::bundle::{self, Spec};
 use super::{Runtime, process};
 
-/// Starts `count` containers with each runtime, all at the same moment.
+/// Starts `count` containers with each runtime, all at the same moment: as `spec` has them by default, and as a kubelet asks.
 pub fn all(runtimes: &[Runtime], default: &Value, directory: &Path, rootfs: &Path, count: usize) -> Result<Vec<Value>> {
-    let bundles = (0..count)
-        .map(|number| {
-            let bundle = directory.join("crowd").join(number.to_string());
-            let cgroup = format!("/hull-bench/crowd-{number}");
-            bundle::write(default, Spec::Default, &bundle, rootfs, &["/bin/true"], &cgroup)?;
-            Ok(bundle)
-        })
-        .collect::<Result<Vec<PathBuf>>>()?;
-    runtimes.iter().map(|runtime| at_once(runtime, &bundles)).collect()
+    let mut rows = Vec::new();
+    for spec in [Spec::Default, Spec::Kubelet] {
+        let bundles = (0..count)
+            .map(|number| {
+                let bundle = directory.join("crowd").join(number.to_string());
+                let cgroup = format!("/hull-bench/crowd-{number}");
+                bundle::write(default, spec, &bundle, rootfs, &["/bin/true"], &cgroup)?;
+                Ok(bundle)
+            })
+            .collect::<Result<Vec<PathBuf>>>()?;
+        for runtime in runtimes {
+            rows.push(at_once(runtime, spec, &bundles)?);
+        }
+    }
+    Ok(rows)
 }
 
-fn at_once(runtime: &Runtime, bundles: &[PathBuf]) -> Result<Value> {
+fn at_once(runtime: &Runtime, spec: Spec, bundles: &[PathBuf]) -> Result<Value> {
     let began = Instant::now();
     let mut running = HashSet::new();
     for (number, bundle) in bundles.iter().enumerate() {
@@ -43,21 +49,22 @@ fn at_once(runtime: &Runtime, bundles: &[PathBuf]) -> Result<Value> {
     let seconds = began.elapsed().as_secs_f64();
     let count = bundles.len() as f64;
     Ok(json!({
-        "name": runtime.name, "containers": bundles.len(), "failed": failed,
+        "name": runtime.name, "spec": spec.name(), "containers": bundles.len(), "failed": failed,
         "perSecond": count / seconds, "cpuEach": cpu / count
     }))
 }
 
 /// Resident memory, in KiB: the most of one `run`, and that of a warden with `count` containers.
 pub fn warden(ours: &Path, default: &Value, directory: &Path, rootfs: &Path, count: usize) -> Result<Value> {
-    let peak = runtime_peak(ours, default, directory, rootfs)?;
+    let peak = runtime_peak(ours, default, Spec::Default, directory, rootfs)?;
+    let kubelet_peak = runtime_peak(ours, default, Spec::Kubelet, directory, rootfs)?;
     let dir = directory.join("warden");
     warden::spawn(ours, &dir).context("start the warden")?;
     let client = Client::connect(&dir).context("reach the warden")?;
     let filled = fill(&client, default, directory, rootfs, count);
     let resident = filled.and_then(|()| memory(client.warden_pid()?, "VmRSS"));
     client.shutdown(true).context("stop the warden")?;
-    Ok(json!({"containers": count, "resident": resident?, "runtimePeak": peak}))
+    Ok(json!({"containers": count, "resident": resident?, "runtimePeak": peak, "runtimePeakKubelet": kubelet_peak}))
 }
 
 fn fill(client: &Client, default: &Value, directory: &Path, rootfs: &Path, count: usize) -> Result<()> {
@@ -87,10 +94,10 @@ fn fill(client: &Client, default: &Value, directory: &Path, rootfs: &Path, count
 }
 
 /// VmHWM of a `run` that waits for its container.
-fn runtime_peak(ours: &Path, default: &Value, directory: &Path, rootfs: &Path) -> Result<u64> {
+fn runtime_peak(ours: &Path, default: &Value, spec: Spec, directory: &Path, rootfs: &Path) -> Result<u64> {
     let bundle = directory.join("peak");
     let program = ["/bin/sleep", "100000"];
-    bundle::write(default, Spec::Default, &bundle, rootfs, &program, "/hull-bench/peak")?;
+    bundle::write(default, spec, &bundle, rootfs, &program, "/hull-bench/peak")?;
     let started = process::start(ours, &["run", "-b", &bundle.to_string_lossy(), "bench-peak"])?;
     let pid = started.pid();
     let group = Path::new("/sys/fs/cgroup/hull-bench/peak/cgroup.procs");

@@ -262,6 +262,13 @@ fn print_table(report: &Value) {
                 .map(|key| cell(number(row, key), base.and_then(|base| number(base, key))));
             println!("{:14} {}", row["name"].as_str().unwrap_or_default(), cells.join(" "));
         }
+        let floor = rows.iter().find(|row| row["name"] == "floor");
+        let runs = floor
+            .and_then(|floor| number(floor, "run"))
+            .zip(base.and_then(|base| number(base, "run")));
+        if let Some((floor, ours)) = runs {
+            println!("run: hull-runtime takes {:.2}x the floor", ours / floor);
+        }
         println!();
     }
     println!(
@@ -269,16 +276,20 @@ fn print_table(report: &Value) {
         report["crowd"][0]["containers"]
     );
     for row in report["crowd"].as_array().into_iter().flatten() {
+        let label = ["name", "spec"].map(|key| row[key].as_str().unwrap_or_default());
         println!(
             "{:27} {:10.0} {:8} {:7.2} ms",
-            row["name"].as_str().unwrap_or_default(),
+            label.join(", "),
             row["perSecond"].as_f64().unwrap_or(f64::NAN),
             row["failed"],
             row["cpuEach"].as_f64().unwrap_or(f64::NAN)
         );
     }
     println!(
-        "\nmemory: hull-runtime while it runs a container {} KiB at most; the warden with {} containers {} KiB",
-        report["warden"]["runtimePeak"], report["warden"]["containers"], report["warden"]["resident"]
+        "\nmemory: hull-runtime while it runs a container {} KiB at most, a kubelet's {} KiB; the warden with {} containers {} KiB",
+        report["warden"]["runtimePeak"],
+        report["warden"]["runtimePeakKubelet"],
+        report["warden"]["containers"],
+        report["warden"]["resident"]
     );
 }
