@@ -78,6 +78,14 @@ impl Fault {
         let _ = rustix::net::send(socket, &message[..5 + text.len()], SendFlags::NOSIGNAL);
     }
 
+    /// What the kernel said; EPERM where it was not asked.
+    pub fn errno(&self) -> Errno {
+        match self.errno {
+            0 => Errno::PERM,
+            errno => Errno::from_raw_os_error(errno),
+        }
+    }
+
     /// The receiving side: an error from the bytes of a message.
     pub fn decode(message: &[u8]) -> Option<Error> {
         let (&FAULT, rest) = message.split_first()? else {

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::cgroup::systemd;
+use crate::container::PIDFD_RECEIVER;
+use crate::hooks::OUTPUT_ANNOTATIONS;
 use crate::plan::KEEP_GROUPS;
 use crate::{caps, seccomp};
 
@@ -111,7 +113,9 @@ pub fn document() -> Value {
             "netDevices": {"enabled": true}
         },
         "annotations": {"io.hull.runtime.version": env!("CARGO_PKG_VERSION")},
-        "potentiallyUnsafeConfigAnnotations": [systemd::ANNOTATION, KEEP_GROUPS]
+        "potentiallyUnsafeConfigAnnotations": [
+            systemd::ANNOTATION, KEEP_GROUPS, OUTPUT_ANNOTATIONS[0], OUTPUT_ANNOTATIONS[1], PIDFD_RECEIVER
+        ]
     })
 }
 

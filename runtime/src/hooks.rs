@@ -35,18 +35,19 @@ pub(crate) struct Hooks {
 }
 
 impl Hooks {
-    /// Check the hooks of the configuration.
+    /// Check the hooks of the configuration. `env` is the process's.
     #[allow(deprecated, reason = "prestart is deprecated, but engines still use it")]
-    pub fn new(hooks: Option<&spec::Hooks>) -> Result<Hooks> {
+    pub fn new(hooks: Option<&spec::Hooks>, env: &[String]) -> Result<Hooks> {
         let Some(hooks) = hooks else {
             return Ok(Hooks::default());
         };
         poststart_and_poststop(hooks)?;
+        let inside = || env.iter().map(|entry| c_string("process.env", entry)).collect();
         Ok(Hooks {
             prestart: stage("prestart", hooks.prestart())?,
             create_runtime: stage("createRuntime", hooks.create_runtime())?,
             create_container: stage("createContainer", hooks.create_container())?,
-            start_container: stage("startContainer", hooks.start_container())?,
+            start_container: stage_in("startContainer", hooks.start_container(), inside)?,
         })
     }
 
@@ -67,13 +68,22 @@ fn poststart_and_poststop(hooks: &spec::Hooks) -> Result<()> {
     stage("poststop", hooks.poststop()).map(drop)
 }
 
-/// Check the hooks of one stage.
+/// Check the hooks of one stage; those that name no environment get the runtime's.
 pub(crate) fn stage(name: &str, hooks: &Option<Vec<spec::Hook>>) -> Result<Vec<Hook>> {
-    hooks.iter().flatten().map(|hook| Hook::new(name, hook)).collect()
+    stage_in(name, hooks, || Ok(inherited_environment()))
+}
+
+fn stage_in(
+    name: &str,
+    hooks: &Option<Vec<spec::Hook>>,
+    environment: impl Fn() -> Result<Vec<CString>>,
+) -> Result<Vec<Hook>> {
+    let hooks = hooks.iter().flatten();
+    hooks.map(|hook| Hook::new(name, hook, &environment)).collect()
 }
 
 impl Hook {
-    fn new(stage: &str, hook: &spec::Hook) -> Result<Hook> {
+    fn new(stage: &str, hook: &spec::Hook, environment: &dyn Fn() -> Result<Vec<CString>>) -> Result<Hook> {
         let path = hook.path();
         if !path.is_absolute() {
             return Err(Error::invalid(format!(
@@ -99,7 +109,7 @@ impl Hook {
                 .iter()
                 .map(|entry| c_string("hooks.env", entry))
                 .collect::<Result<_>>()?,
-            None => inherited_environment(),
+            None => environment()?,
         };
         Ok(Hook {
             path,
@@ -116,25 +126,41 @@ fn inherited_environment() -> Vec<CString> {
         .collect()
 }
 
-/// The state as hooks get it, with the pid still open: it is known only after clone3, and differs inside.
+/// Annotations of crun's: files to which hooks' standard output and standard error are appended.
+pub(crate) const OUTPUT_ANNOTATIONS: [&str; 2] = ["run.oci.hooks.stdout", "run.oci.hooks.stderr"];
+
+/// The state as hooks get it, with the pid still open: it is known only after clone3, and differs inside. And where they
+/// write to.
 #[derive(Default)]
 pub(crate) struct HookState {
     before: Vec<u8>,
     after: Vec<u8>,
+    /// Standard output and standard error, where annotations name files.
+    outputs: [Option<OwnedFd>; 2],
 }
 
 impl HookState {
-    /// Lay out the JSON of `state`, whose pid is a placeholder.
-    pub fn new(state: &crate::container::State) -> HookState {
+    /// Lay out the JSON of `state`, whose pid is a placeholder, and open what its annotations name.
+    pub fn new(state: &crate::container::State) -> Result<HookState> {
+        let open = |annotation: &str| {
+            let path = state.annotations.get(annotation).filter(|path| !path.is_empty());
+            let file = path.map(|path| {
+                let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+                file.map_err(|e| Error::os(format!("annotation {annotation}: open {path}"), e))
+            });
+            file.transpose().map(|file| file.map(OwnedFd::from))
+        };
+        let [out, err] = OUTPUT_ANNOTATIONS.map(open);
         let mut value = serde_json::to_value(state).unwrap_or_default();
         if let Some(fields) = value.as_object_mut() {
             fields.remove("pid");
         }
         let text = value.to_string();
-        HookState {
+        Ok(HookState {
             before: b"{\"pid\":".to_vec(),
             after: [b",", &text.as_bytes()[1..]].concat(),
-        }
+            outputs: [out?, err?],
+        })
     }
 
     fn write(&self, file: BorrowedFd, pid: i32) -> Sys<()> {
@@ -154,12 +180,20 @@ fn write_all(file: BorrowedFd, mut bytes: &[u8]) -> Sys<()> {
     Ok(())
 }
 
+/// What the process of a hook does to itself before it executes it.
+type Confine<'a> = &'a dyn Fn() -> Step;
+
 /// Run the hooks of one stage in order; the first failure stops.
 pub(crate) fn run(stage: &str, hooks: &[Hook], state: &HookState, pid: i32) -> Step {
+    run_confined(stage, hooks, state, pid, &|| Ok(()))
+}
+
+/// As [`run`], of hooks that are programs of the image: each gives up with `confine` what the container must not have.
+pub(crate) fn run_confined(stage: &str, hooks: &[Hook], state: &HookState, pid: i32, confine: Confine) -> Step {
     for (index, hook) in hooks.iter().enumerate() {
-        hook.run(state, pid).map_err(|fault| {
+        hook.run(state, pid, confine).map_err(|fault| {
             Fault::plain(format_args!(
-                "running {stage} hook #{index} {}: {fault}",
+                "error running {stage} hook #{index}: {}: {fault}",
                 Shown(&hook.path)
             ))
         })?;
@@ -170,15 +204,15 @@ pub(crate) fn run(stage: &str, hooks: &[Hook], state: &HookState, pid: i32) -> S
 /// Run all hooks of one stage, whatever becomes of each: failures are only warned about.
 pub(crate) fn run_all(stage: &str, hooks: &[Hook], state: &HookState, pid: i32) {
     for (index, hook) in hooks.iter().enumerate() {
-        if let Err(fault) = hook.run(state, pid) {
+        if let Err(fault) = hook.run(state, pid, &|| Ok(())) {
             let path = Shown(&hook.path);
-            crate::error::warn(&format!("running {stage} hook #{index} {path}: {fault}"));
+            crate::error::warn(&format!("error running {stage} hook #{index}: {path}: {fault}"));
         }
     }
 }
 
 impl Hook {
-    fn run(&self, state: &HookState, pid: i32) -> Step {
+    fn run(&self, state: &HookState, pid: i32, confine: Confine) -> Step {
         let input = rustix::fs::memfd_create(c"state", MemfdFlags::CLOEXEC).explain(format_args!("memfd_create"))?;
         let output = rustix::fs::memfd_create(c"output", MemfdFlags::CLOEXEC).explain(format_args!("memfd_create"))?;
         state
@@ -187,7 +221,10 @@ impl Hook {
         let (failed, report) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).explain(format_args!("pipe"))?;
         // SAFETY: the child makes only system calls before it executes the hook.
         let pidfd = match unsafe { syscall::clone3(0, None) }.explain(format_args!("clone3"))? {
-            Fork::Child => self.execute(&input, &output, &report),
+            Fork::Child => {
+                let [out, err] = state.outputs.each_ref().map(|file| file.as_ref().unwrap_or(&output));
+                self.execute([&input, out, err], &report, confine)
+            }
             Fork::Parent { pidfd, .. } => pidfd,
         };
         drop(report);
@@ -202,9 +239,9 @@ impl Hook {
         self.finish(pidfd.as_fd(), output.as_fd())
     }
 
-    fn execute(&self, input: &OwnedFd, output: &OwnedFd, report: &OwnedFd) -> ! {
+    fn execute(&self, streams: [&OwnedFd; 3], report: &OwnedFd, confine: Confine) -> ! {
         let wire = || {
-            for (from, to) in [(input, 0), (output, 1), (output, 2)] {
+            for (from, to) in streams.into_iter().zip(0..) {
                 // SAFETY: plain integers; descriptors 0 to 2 of this short-lived child belong to nobody else.
                 if unsafe { libc::dup2(from.as_raw_fd(), to) } < 0 {
                     return Errno::BADF;
@@ -214,6 +251,9 @@ impl Hook {
                 return errno;
             }
             crate::init::reset_signals();
+            if let Err(fault) = confine() {
+                return fault.errno();
+            }
             // SAFETY: CArray keeps NULL-terminated arrays.
             unsafe { syscall::execve(&self.path, self.argv.as_ptr(), self.envp.as_ptr()) }
         };
@@ -249,6 +289,7 @@ impl Hook {
         let said = Said(said[..length].trim_ascii());
         match signal {
             0 => Err(Fault::plain(format_args!("exit status {code}, output: {said}"))),
+            libc::SIGSYS => Err(Fault::plain(format_args!("bad system call, output: {said}"))),
             signal => Err(Fault::plain(format_args!("killed by signal {signal}, output: {said}"))),
         }
     }
@@ -287,7 +328,7 @@ mod tests {
         HookState::new(&State {
             oci_version: "1.2.0".into(),
             id: "c1".into(),
-            status: Status::Creating,
+            status: Status::Created,
             pid: 0,
             bundle: "/bundle".into(),
             rootfs: "/bundle/rootfs".into(),
@@ -295,6 +336,7 @@ mod tests {
             owner: String::new(),
             annotations: Default::default(),
         })
+        .unwrap()
     }
 
     fn shell(script: &str, timeout: Option<i64>) -> Vec<Hook> {
@@ -317,7 +359,7 @@ mod tests {
         let error = run("createRuntime", &hooks, &state(), 1).err().unwrap().into_error();
         assert_eq!(
             error.to_string(),
-            "running createRuntime hook #0 /bin/sh: exit status 3, output: no luck"
+            "error running createRuntime hook #0: /bin/sh: exit status 3, output: no luck"
         );
     }
 

@@ -16,7 +16,7 @@ pub const CONFIG: &str = "config.json";
 
 /// Read `<bundle>/config.json`.
 pub fn load(bundle: &Path) -> Result<Spec> {
-    Config::read(bundle)?.parse()
+    Config::read(&bundle.join(CONFIG))?.parse()
 }
 
 /// Read the `process` of an `exec` from a file: process.json, as engines write it.
@@ -42,9 +42,9 @@ pub(crate) struct Config {
 
 impl Config {
     /// Read it.
-    pub fn read(bundle: &Path) -> Result<Config> {
-        let path = bundle.join(CONFIG);
-        let text = std::fs::read(&path).map_err(|e| Error::os(format!("open {}", path.display()), e))?;
+    pub fn read(path: &Path) -> Result<Config> {
+        let text = std::fs::read(path).map_err(|e| Error::os(format!("open {}", path.display()), e))?;
+        let path = path.to_path_buf();
         Ok(Config { path, text })
     }
 
@@ -97,7 +97,7 @@ mod tests {
         let text =
             r#"{"ociVersion":"1.2.0","linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},"maskedPaths":["/a"]}}"#;
         std::fs::write(bundle.path().join(CONFIG), text).unwrap();
-        let config = Config::read(bundle.path()).unwrap();
+        let config = Config::read(&bundle.path().join(CONFIG)).unwrap();
         let seccomp = config.seccomp().unwrap();
         assert_eq!(seccomp, r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#);
         let spec = config.parse_without(seccomp).unwrap();
@@ -112,6 +112,6 @@ mod tests {
         let bundle = tempfile::tempdir().unwrap();
         let text = r#"{"linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/s"}}}"#;
         std::fs::write(bundle.path().join(CONFIG), text).unwrap();
-        assert!(Config::read(bundle.path()).unwrap().seccomp().is_none());
+        assert!(Config::read(&bundle.path().join(CONFIG)).unwrap().seccomp().is_none());
     }
 }

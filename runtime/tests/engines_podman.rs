@@ -24,7 +24,7 @@ fn podman_gets_exit_codes_and_reasons() {
     let limited = podman.shell(&["--memory", "64m"], "cat /sys/fs/cgroup/memory.max");
     match fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").is_ok_and(|all| all.contains("memory")) {
         true => limited.gives(0, "67108864"),
-        false => limited.fails(126, "the controller \"memory\" is not available"),
+        false => limited.fails(126, "the requested cgroup controller `memory` is not available"),
     }
 }
 
@@ -190,7 +190,9 @@ fn podman_attaches_and_shares_namespaces() {
     podman
         .call(&[&others[..], &shared, &["bb", "sh", "-c", "echo $$"]].concat())
         .gives(0, "1");
-    podman.call(&["rm", "-f", "-t", "0", "u1"]).ok();
+    // Podman's own cleanup of the dead container, in another process, may still hold its /dev/shm.
+    let removed = (0..5).any(|_| podman.call(&["rm", "-f", "-t", "0", "u1"]).code == Some(0));
+    assert!(removed);
     podman.call(&["pod", "create", "--name", "pod1", "--infra=false"]).ok();
     podman.shell(&["--pod", "pod1"], "echo in-pod").gives(0, "in-pod");
 }

@@ -47,9 +47,9 @@ fn hooks_run_in_order_with_the_state_on_their_input() {
     assert_eq!(
         order,
         [
-            ("prestart", "\"status\":\"creating\""),
-            ("createRuntime", "\"status\":\"creating\""),
-            ("createContainer", "\"status\":\"creating\""),
+            ("prestart", "\"status\":\"created\""),
+            ("createRuntime", "\"status\":\"created\""),
+            ("createContainer", "\"status\":\"created\""),
             ("poststart", "\"status\":\"running\""),
             ("poststop", "\"status\":\"stopped\""),
         ]
@@ -71,14 +71,14 @@ fn a_failing_hook_undoes_the_container() {
         bundle.config["hooks"] =
             json!({stage: [{"path": "/bin/sh", "args": ["sh", "-c", "echo no luck >&2; exit 3"]}]});
         bundle.create().fails(&format!(
-            "running {stage} hook #0 /bin/sh: exit status 3, output: no luck"
+            "error running {stage} hook #0: /bin/sh: exit status 3, output: no luck"
         ));
         assert!(!bundle.state_dir().exists() && !bundle.cgroup().exists());
     }
     let mut bundle = Bundle::new("true");
     bundle.config["hooks"] = json!({"startContainer": [{"path": "/bin/false"}]});
     bundle.create().ok();
-    bundle.start().fails("running startContainer hook #0 /bin/false");
+    bundle.start().fails("error running startContainer hook #0: /bin/false");
 }
 
 /// The master comes over the engine's socket; what the program writes to its terminal comes out of it.

@@ -133,8 +133,11 @@ fn mount_targets_stay_in_the_root() {
     bundle.config["mounts"].as_array_mut().unwrap().push(bind("/in"));
     assert_eq!(bundle.run().ok(), "sung");
     bundle.config["mounts"].as_array_mut().unwrap().push(bind("/out/made"));
-    assert_ne!(bundle.run().code, Some(0));
+    // The link names a directory of the host; what it leads to is one of the image with the same name.
+    assert_eq!(bundle.run().ok(), "sung");
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+    let inside = bundle.rootfs().join(outside.path().strip_prefix("/").unwrap());
+    assert!(inside.join("made").is_dir());
 }
 
 /// The image's /dev is a link to somewhere on the host.
@@ -360,12 +363,14 @@ fn a_limit_without_its_controller_is_an_error_and_no_limit_is_none() {
         json!({"memory": {"limit": -1}, "pids": {"limit": -1}, "cpu": {"quota": -1, "period": 100000}});
     bundle.run().ok();
     bundle.config["linux"]["resources"] = json!({"unified": {"nosuch.max": "1"}});
-    bundle.create().fails("the controller \"nosuch\" is not available");
+    bundle
+        .create()
+        .fails("the requested cgroup controller `nosuch` is not available");
     bundle.config["linux"]["resources"] = json!({"memory": {"limit": 67108864}});
     let done = bundle.create();
     match available.iter().any(|name| name == "memory") {
         true => drop(done.ok()),
-        false => done.fails("the controller \"memory\" is not available"),
+        false => done.fails("the requested cgroup controller `memory` is not available"),
     }
 }
 

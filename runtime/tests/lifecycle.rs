@@ -201,10 +201,13 @@ fn killed_between_create_and_start() {
 #[test]
 fn killed_in_the_middle_of_create() {
     let mut bundle = Bundle::new("exec sleep 1000");
-    bundle.config["hooks"] = json!({"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]});
+    let hook = bundle.path("hook");
+    let script = format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000", hook.display());
+    bundle.config["hooks"] = json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
     let mut child = bundle.spawn(&["create", &bundle.id]);
     let state = bundle.state_dir().join("state.json");
     while !state.exists()
+        || !hook.exists()
         || hull_runtime::cgroup::Cgroup::at(bundle.cgroup())
             .processes()
             .unwrap_or_default()
@@ -216,6 +219,10 @@ fn killed_in_the_middle_of_create() {
     assert_eq!(bundle.state()["status"], "creating");
     child.kill().unwrap();
     child.wait().unwrap();
+    // The hook is a process of the host: it outlives the runtime, and would outlive the test.
+    let hook = std::fs::read_to_string(hook).unwrap().trim().parse().unwrap();
+    let hook = rustix::process::Pid::from_raw(hook).unwrap();
+    rustix::process::kill_process(hook, rustix::process::Signal::KILL).unwrap();
     bundle.call(&["start", &bundle.id]).fails("cannot start");
     bundle.call(&["delete", "--force", &bundle.id]).ok();
     assert!(!bundle.state_dir().exists() && !bundle.cgroup().exists());

@@ -184,6 +184,8 @@ impl Folded {
         }
         code.push(between(MOVE_REGISTER, 0, 7));
         code.push(with_immediate(XOR_WORD, 0, self.allow.into()));
+        // It is 0 or 1 already, but verifiers before Linux 6.10 know no bounds of what OR gives.
+        code.push(with_immediate(AND, 0, 1));
         code.push(with_immediate(EXIT, 0, 0));
         code
     }

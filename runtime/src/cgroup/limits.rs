@@ -7,6 +7,8 @@ use crate::spec::{self, LinuxBlockIo, LinuxCpu, LinuxMemory};
 
 /// cpu.weight of every group that nobody gave another.
 const DEFAULT_WEIGHT: u64 = 100;
+/// Files of a group that are no limits; the container would never come to run, or take in processes of others.
+const ACTIONS: [&str; 4] = ["cgroup.freeze", "cgroup.kill", "cgroup.procs", "cgroup.threads"];
 
 /// One value for one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -268,7 +270,12 @@ fn unified(resources: &spec::LinuxResources, all: &mut Vec<Setting>) -> Result<(
     for (file, value) in unified {
         if file.contains('/') || !file.contains('.') {
             return Err(Error::invalid(format!(
-                "linux.resources.unified: {file:?} is not the name of a cgroup file"
+                "linux.resources.unified: the specified key has not the form CONTROLLER.VALUE `{file}`"
+            )));
+        }
+        if ACTIONS.contains(&file.as_str()) {
+            return Err(Error::invalid(format!(
+                "linux.resources.unified: {file} is no limit, but acts on the processes of the container; leave it out"
             )));
         }
         // Files that hold a value for each of several things take one line in one write.

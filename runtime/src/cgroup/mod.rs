@@ -26,6 +26,8 @@ pub(crate) use update::update;
 
 /// How long the kernel may take to freeze a group or to empty a killed one.
 const SETTLE: Duration = Duration::from_secs(10);
+/// How often a group is made whose parents others keep removing.
+const ATTEMPTS: usize = 64;
 
 /// One group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +64,18 @@ impl Cgroup {
     }
 
     /// Make it, with its parents, and hand the parents' controllers down to it. Fails if processes live in it.
+    /// A parent that somebody removes in between, because it is empty, is made again.
     pub fn create(&self, hierarchy: &Hierarchy) -> Result<()> {
+        for _ in 1..ATTEMPTS {
+            match self.try_create(hierarchy) {
+                Err(error) if error.errno() == Some(libc::ENOENT) => (),
+                other => return other,
+            }
+        }
+        self.try_create(hierarchy)
+    }
+
+    fn try_create(&self, hierarchy: &Hierarchy) -> Result<()> {
         // True if it is new, and so has nobody in it.
         let make = |dir: &Path| match fs::create_dir(dir) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -83,16 +96,13 @@ impl Cgroup {
         if make(&self.dir)? {
             return Ok(());
         }
-        match self.processes()?.len() {
-            0 => Ok(()),
-            count => Err(Error::new(
-                crate::error::Kind::AlreadyExists,
-                format!(
-                    "cgroup {} is not empty: {count} process(es) live in it",
-                    self.dir.display()
-                ),
-            )),
-        }
+        let why = match self.processes()?.len() {
+            0 if self.is_frozen() => "unexpectedly frozen: nothing could run in it".into(),
+            0 => return Ok(()),
+            count => format!("is not empty: {count} process(es) live in it"),
+        };
+        let message = format!("container's cgroup {why}: {}", self.dir.display());
+        Err(Error::new(crate::error::Kind::AlreadyExists, message))
     }
 
     /// Its directory as a descriptor, for CLONE_INTO_CGROUP.
@@ -156,7 +166,7 @@ impl Cgroup {
                     .unwrap_or_default()
                     .join(" ");
                 Err(Error::system(format!(
-                    "set {} to {:?}: the controller {:?} is not available in cgroup {} (available: {}); \
+                    "set {} to {:?}: the requested cgroup controller `{}` is not available in {} (available: {}); \
                      drop the limit, or boot the machine with this controller in cgroup v2",
                     setting.file,
                     setting.value,

@@ -65,12 +65,19 @@ pub(super) fn events(root: &Path, arguments: &[String]) -> Result<i32> {
     }
 }
 
+/// One line of output; scripts look for the fields in this order.
+#[derive(serde::Serialize)]
+struct Event<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
+}
+
 fn print(kind: &str, id: &str, data: Option<Value>) {
-    let mut event = json!({"type": kind, "id": id});
-    if let Some(data) = data {
-        event["data"] = data;
-    }
-    println!("{event}");
+    let text = serde_json::to_string(&Event { kind, id, data });
+    println!("{}", text.unwrap_or_default());
 }
 
 /// Go's durations with one unit: 500ms, 5s, 2m.

@@ -62,16 +62,36 @@ pub(super) fn exec(root: &Path, arguments: &[String]) -> Result<i32> {
     watch.until_exit(&created, console, None)
 }
 
+/// Of both versions of cgroup.
+const CONTROLLERS: [&str; 15] = [
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "io",
+    "memory",
+    "misc",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
+    "rdma",
+];
+
 /// A cgroup below the container's: `PATH`, or `CONTROLLER,...:PATH` as for version 1, of which the path counts.
 fn below(text: &str) -> Result<&Path> {
-    let path = text
-        .split_once(':')
-        .map_or(text, |(_, path)| path)
-        .trim_start_matches('/');
-    let path = Path::new(path);
+    let (controllers, path) = text.split_once(':').unwrap_or(("", text));
+    let mut named = controllers.split(',').filter(|name| !name.is_empty());
+    if let Some(unknown) = named.find(|name| !CONTROLLERS.contains(name)) {
+        return Err(Error::invalid(format!("--cgroup: unknown controller {unknown:?}")));
+    }
+    let path = Path::new(path.trim_start_matches('/'));
     match path.components().any(|part| part == std::path::Component::ParentDir) {
         true => Err(Error::invalid(format!(
-            "--cgroup: {text:?} leads out of the container's cgroup"
+            "--cgroup: bad sub cgroup path {text:?}: it leads out of the container's cgroup"
         ))),
         false => Ok(path),
     }
@@ -111,14 +131,20 @@ fn from_flags(args: &Args, mut process: Process) -> Result<Process> {
     if args.is_set("no-new-privs") {
         process.set_no_new_privileges(Some(true));
     }
-    let added = args
-        .values("cap")
-        .map(|name| caps::parse(name).ok_or_else(|| Error::invalid(format!("unknown capability {name:?}"))))
-        .collect::<Result<Vec<_>>>()?;
+    let added: Vec<Capability> = args.values("cap").filter_map(known).collect();
     if !added.is_empty() {
         process.set_capabilities(Some(with(process.capabilities().clone(), &added)));
     }
     Ok(process)
+}
+
+/// As in a configuration, a capability of another kernel is warned about and left out: that grants nothing.
+fn known(name: &str) -> Option<Capability> {
+    let capability = caps::parse(name);
+    if capability.is_none() {
+        eprintln!("hull-runtime: warning: --cap: unknown capability {name:?} is ignored");
+    }
+    capability
 }
 
 /// Bounding, effective and permitted get the additions; inheritable and ambient never (CVE-2022-29162).
@@ -175,6 +201,16 @@ mod tests {
         assert_eq!(parse_user("7").unwrap().gid(), 0);
         for text in ["", "root", ":", "1:", "-1", "+1", "1:2:3", " 1", "4294967296", "1000x"] {
             assert!(parse_user(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_group_below_is_named_with_or_without_controllers() {
+        assert_eq!(below("/inner").unwrap(), Path::new("inner"));
+        assert_eq!(below("cpu,memory:inner/most").unwrap(), Path::new("inner/most"));
+        assert_eq!(below("/").unwrap(), Path::new(""));
+        for text in ["..", "cpu:a/../..", "what:/", "cpu,what:/"] {
+            assert!(below(text).is_err(), "{text}");
         }
     }
 

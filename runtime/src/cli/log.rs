@@ -18,8 +18,9 @@ pub(super) fn check(global: &Args) -> Result<()> {
         )));
     }
     match global.value("log").and_then(|log| log.split_once(':')) {
-        Some((kind @ ("journald" | "syslog"), _)) => Err(Error::invalid(format!(
-            "--log: {kind} is not supported, give the name of a file"
+        // A name before a colon is crun's way to say what sort of log it is; engines give absolute paths.
+        Some((kind, _)) if kind != "file" && !kind.contains('/') => Err(Error::invalid(format!(
+            "--log: a log of the kind {kind:?} is not supported, give the path of a file"
         ))),
         _ => Ok(()),
     }
@@ -31,22 +32,30 @@ pub(super) fn error(global: &Args, message: &str) {
     eprintln!("hull-runtime: {message}");
 }
 
-/// With `--debug`, say what is being done.
+/// With `--debug`, say what is being done: in the log, or without one on standard error.
 pub(super) fn debug(global: &Args, message: &str) {
-    if global.is_set("debug") || global.value("log-level") == Some("debug") {
-        append(global, "debug", message);
+    if !global.is_set("debug") && global.value("log-level") != Some("debug") {
+        return;
+    }
+    match global.path("log") {
+        Some(_) => append(global, "debug", message),
+        None => eprint!("{}", entry(global, "debug", message)),
     }
 }
 
-fn append(global: &Args, level: &str, message: &str) {
+fn entry(global: &Args, level: &str, message: &str) -> String {
     let json = global.value("log-format") == Some("json");
+    line(json, level, message, &timestamp::rfc3339(timestamp::now()))
+}
+
+fn append(global: &Args, level: &str, message: &str) {
     let Some(path) = global.value("log").map(|log| log.strip_prefix("file:").unwrap_or(log)) else {
         return;
     };
     if let Some(path) = Some(path).filter(|path| !path.is_empty())
         && let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path)
     {
-        let _ = file.write_all(line(json, level, message, &timestamp::rfc3339(timestamp::now())).as_bytes());
+        let _ = file.write_all(entry(global, level, message).as_bytes());
     }
 }
 

@@ -6,6 +6,7 @@ mod exec;
 mod foreground;
 mod log;
 mod notify;
+mod pattern;
 mod show;
 mod table;
 mod update;
@@ -17,12 +18,36 @@ use args::{Args, Flags};
 use hull_runtime::container::{self, CreateOptions, Created};
 use hull_runtime::error::{Error, Kind, Result};
 use hull_runtime::{sealed, signals, warden};
+use pattern::Pattern;
 
 const DEFAULT_ROOT: &str = "/run/hull-runtime";
 /// Below XDG_RUNTIME_DIR, for a user who is not root.
 const USERS_ROOT: &str = "hull-runtime";
 const DEFAULT_WARDEN: &str = "/run/hull/warden";
 const FAILURE: i32 = 1;
+/// Of `exec`, whose other codes are those of the process: runc(8), "exec".
+const EXEC_FAILURE: i32 = 255;
+
+const COMMANDS: [&str; 18] = [
+    "checkpoint",
+    "create",
+    "delete",
+    "events",
+    "exec",
+    "features",
+    "kill",
+    "list",
+    "pause",
+    "ps",
+    "restore",
+    "resume",
+    "run",
+    "spec",
+    "start",
+    "state",
+    "update",
+    "warden",
+];
 
 const GLOBAL: Flags = Flags {
     switches: &["debug", "systemd-cgroup", "version|v", "help|h"],
@@ -40,12 +65,19 @@ const GLOBAL: Flags = Flags {
 
 const CREATE: Flags = Flags {
     switches: &["no-pivot", "no-new-keyring", "detach|d", "keep", "no-subreaper"],
-    values: &["bundle|b", "console-socket", "pid-file", "pidfd-socket", "preserve-fds"],
+    values: &[
+        "bundle|b",
+        "config|f",
+        "console-socket",
+        "pid-file",
+        "pidfd-socket",
+        "preserve-fds",
+    ],
     interspersed: true,
 };
 
 const ONE_ID: Flags = Flags {
-    switches: &["force|f", "all|a", "help|h"],
+    switches: &["force|f", "all|a", "help|h", "regex|r"],
     values: &[],
     interspersed: true,
 };
@@ -56,13 +88,13 @@ hull-runtime: an OCI runtime
 usage: hull-runtime [--root DIR] [--log FILE] [--log-format text|json] COMMAND [flags] ...
 
 commands:
-  create [-b BUNDLE] [--console-socket PATH] [--pid-file FILE] [--no-pivot] [--preserve-fds N] ID
+  create [-b BUNDLE] [-f CONFIG] [--console-socket PATH] [--pid-file FILE] [--no-pivot] [--preserve-fds N] ID
   start ID
   run [flags of create] [-d] [--keep] ID
   exec [-t] [-u UID[:GID]] [--cwd DIR] [-e NAME=VALUE]... [-p process.json] [-d] ID COMMAND...
   state ID
   kill [--all] ID [SIGNAL]
-  delete [--force] ID
+  delete [--force] ID | delete [--force] --regex PATTERN
   pause ID | resume ID
   update [-r FILE|-] [--memory N] [--cpu-quota N] [--pids-limit N] ... ID
   events [--stats] [--interval 5s] ID
@@ -94,7 +126,10 @@ pub(super) fn main(arguments: &[String]) -> i32 {
         Ok(code) => code,
         Err(error) => {
             log::error(&global, &error.to_string());
-            FAILURE
+            match global.operands.first().is_some_and(|command| command == "exec") {
+                true => EXEC_FAILURE,
+                false => FAILURE,
+            }
         }
     }
 }
@@ -112,6 +147,9 @@ fn run(global: &Args) -> Result<i32> {
         .first()
         .is_some_and(|first| matches!(first.as_str(), "--help" | "-h"))
     {
+        if !COMMANDS.contains(&command.as_str()) {
+            return Err(Error::invalid(format!("No help topic for '{command}'")));
+        }
         print!("{USAGE}");
         return Ok(0);
     }
@@ -137,7 +175,16 @@ fn run(global: &Args) -> Result<i32> {
         "delete" => delete(root, arguments),
         "update" => update::update(root, arguments),
         "events" => events::events(root, arguments),
-        "list" => show::list(root, arguments),
+        "list" => {
+            // One that was named should be there; the usual one is made with the first container.
+            if global.path("root").is_some() && !root.exists() {
+                return Err(Error::os(
+                    format!("state root {}", root.display()),
+                    rustix::io::Errno::NOENT,
+                ));
+            }
+            show::list(root, arguments)
+        }
         "ps" => show::ps(root, arguments),
         "spec" => show::spec(arguments),
         "features" => show::features(),
@@ -192,6 +239,7 @@ fn systemd(global: &Args) -> Result<bool> {
 /// The options that `create` and `run` share.
 fn create_options<'a>(root: &'a Path, args: &'a Args, bundle: &'a Path, systemd: bool) -> Result<CreateOptions<'a>> {
     let mut options = CreateOptions::new(root, args.only_id()?, bundle);
+    options.config = args.path("config");
     options.console_socket = args.path("console-socket");
     options.pid_file = args.path("pid-file");
     (options.preserve_fds, options.environment) = preserved(args)?;
@@ -202,12 +250,13 @@ fn create_options<'a>(root: &'a Path, args: &'a Args, bundle: &'a Path, systemd:
     Ok(options)
 }
 
-/// `--preserve-fds`, and what socket activation passes to this very process: sd_listen_fds(3).
+/// `--preserve-fds`, and what socket activation passes to this very process: sd_listen_fds(3). An engine that cannot know
+/// its pid leaves LISTEN_PID out.
 fn preserved(args: &Args) -> Result<(u32, Vec<String>)> {
     let own = args.number::<u32>("preserve-fds")?.unwrap_or(0);
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
     match (number("LISTEN_PID"), number("LISTEN_FDS")) {
-        (Some(pid), Some(count @ 1..)) if pid == std::process::id() => {
+        (pid, Some(count @ 1..)) if pid.is_none_or(|pid| pid == std::process::id()) => {
             let mut environment = vec![format!("LISTEN_FDS={count}"), "LISTEN_PID=1".into()];
             environment.extend(std::env::var("LISTEN_FDNAMES").map(|names| format!("LISTEN_FDNAMES={names}")));
             Ok((own.saturating_add(count), environment))
@@ -239,7 +288,9 @@ fn send_pidfd(args: &Args, created: &Created) -> Result<()> {
 }
 
 fn no_console_socket() -> Error {
-    Error::invalid("cannot allocate tty if the runtime will detach without setting console socket")
+    Error::invalid(
+        "cannot allocate tty if the runtime will detach without setting console socket: use --console-socket",
+    )
 }
 
 fn start(root: &Path, id: &str) -> Result<i32> {
@@ -284,14 +335,26 @@ fn kill(root: &Path, arguments: &[String]) -> Result<i32> {
     let args = ONE_ID.parse(arguments)?;
     let id = args.operand(0, "the container's ID")?;
     let name = args.operands.get(1).map_or("SIGTERM", String::as_str);
-    let signal = signals::parse(name).ok_or_else(|| Error::invalid(format!("unknown signal {name:?}")))?;
+    // None is sent by 0, but whether there is somebody to get one is found out. kill(2).
+    let signal = match name {
+        "0" => 0,
+        name => signals::parse(name).ok_or_else(|| Error::invalid(format!("unknown signal {name:?}")))?,
+    };
     container::kill(root, id, signal, args.is_set("all"))?;
     Ok(0)
 }
 
 fn delete(root: &Path, arguments: &[String]) -> Result<i32> {
     let args = ONE_ID.parse(arguments)?;
-    container::delete(root, args.only_id()?, args.is_set("force"))?;
+    if !args.is_set("regex") {
+        container::delete(root, args.only_id()?, args.is_set("force"))?;
+        return Ok(0);
+    }
+    let pattern = Pattern::new(args.operand(0, "the regular expression")?)?;
+    let containers = container::list(root)?;
+    for state in containers.iter().filter(|state| pattern.matches(&state.id)) {
+        container::delete(root, &state.id, args.is_set("force"))?;
+    }
     Ok(0)
 }
 

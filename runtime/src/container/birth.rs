@@ -4,10 +4,11 @@
 use std::cell::Cell;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use super::clone::{Cloned, clone, end};
-use super::conversation::{Message, go, listen, receive, socket_pair};
-use super::engine::{connect, write_pid_file};
+use super::conversation::{Message, listen, receive, say, socket_pair};
+use super::engine::{PIDFD_RECEIVER, connect, write_pid_file};
 use super::network::{makes_network, pass_network};
 use super::process_stat::start_time;
 use super::record::{Directory, Record, RecordFile};
@@ -43,15 +44,11 @@ pub(super) fn birth(
 ) -> Result<(Created, Record)> {
     let (ours, theirs) = socket_pair()?;
     let (directory, cgroup) = (container.directory, container.cgroup);
-    let state = directory.new_state(&container.record);
-    let hook_state = |status| match plan.hooks.is_empty() {
+    // Hooks run after the step that makes the container (runtime.md, "Lifecycle"): for them it is `created`.
+    let created = match plan.hooks.is_empty() {
         true => HookState::default(),
-        false => HookState::new(&super::State {
-            status,
-            ..state.clone()
-        }),
+        false => HookState::new(&directory.created_state(&container.record))?,
     };
-    let (creating, created) = (hook_state(super::Status::Creating), hook_state(super::Status::Created));
     let console = match (plan.process.terminal, options.console, options.console_socket) {
         (false, ..) => Console::None,
         (true, Some(slave), _) => Console::Slave(slave),
@@ -77,13 +74,13 @@ pub(super) fn birth(
         stdio: options.stdio,
         console,
         keyring: keyring(&container.record.id, options.no_new_keyring)?,
-        creating,
         created,
         preserve_fds: options.preserve_fds,
         no_pivot: options.no_pivot,
         network: makes_network(&plan),
         met: Cell::new(false),
         in_user_namespace: Cell::new(false),
+        clocks: Cell::new(None),
         plan,
     };
     let group = match container.record.scope {
@@ -101,7 +98,7 @@ pub(super) fn birth(
     };
     let Init {
         plan,
-        creating,
+        created,
         sync,
         proc,
         network,
@@ -121,17 +118,26 @@ pub(super) fn birth(
             None => (),
         }
         let network = network.then_some(proc.as_fd());
-        let console = accompany(&ours, pid, &plan, &creating, &mut container, network)?;
+        // Told early, the child need not be woken for it. Not where it waits for other words, nor if we must listen first.
+        let early = start && !options.notify && !plan.meets();
+        let console = accompany(&ours, pid, &plan, &created, &mut container, network, early)?;
         // Only now: a record with a pid is that of a complete container.
         container.file.set_init(pid, container.record.start_time)?;
         if let Some(path) = options.pid_file {
             write_pid_file(path, pid)?;
         }
+        if let Some(path) = container.record.annotations.get(PIDFD_RECEIVER) {
+            super::send_pidfd(Path::new(path), pidfd.as_fd())?;
+        }
         if start {
             if options.notify {
                 said = notify::listen_for(options.root, options.id)?;
             }
-            super::lifecycle::release(&ours, container.directory, &container.record)?;
+            let follow = match early {
+                true => super::lifecycle::executed,
+                false => super::lifecycle::release,
+            };
+            follow(&ours, container.directory, &container.record)?;
             drop(container.lock.take());
             super::lifecycle::started(container.directory, &container.record)?;
         }
@@ -164,6 +170,7 @@ fn accompany(
     state: &HookState,
     container: &mut Container,
     network: Option<BorrowedFd>,
+    start: bool,
 ) -> Result<Option<OwnedFd>> {
     if let Some((uids, gids)) = &plan.namespaces.id_maps {
         prepare::write_maps(pid, uids, gids)?;
@@ -174,10 +181,13 @@ fn accompany(
     }
     match network {
         Some(proc) => pass_network(socket, proc)?,
-        None => go(socket),
+        None => say(socket, init::GO),
     }
     if !hooked {
         furnish(pid, plan, container)?;
+    }
+    if start {
+        say(socket, init::START);
     }
     let mut console = None;
     loop {
@@ -189,7 +199,7 @@ fn accompany(
                 super::net_devices::move_in(pid, &plan.net_devices)?;
                 hooks::run("prestart", &plan.hooks.prestart, state, pid).map_err(Fault::into_error)?;
                 hooks::run("createRuntime", &plan.hooks.create_runtime, state, pid).map_err(Fault::into_error)?;
-                go(socket);
+                say(socket, init::GO);
             }
             Message::Closed => {
                 return Err(Error::system(

@@ -27,9 +27,9 @@ pub(super) enum Message {
     Closed,
 }
 
-/// The child may go on. If it is dead, the next receive says so.
-pub(super) fn go(socket: &OwnedFd) {
-    let _ = rustix::net::send(socket, &[init::GO], SendFlags::NOSIGNAL);
+/// One word to the child: [`init::GO`] or [`init::START`]. If it is dead, the next receive says so.
+pub(super) fn say(socket: &OwnedFd, word: u8) {
+    let _ = rustix::net::send(socket, &[word], SendFlags::NOSIGNAL);
 }
 
 /// Wait for the child's next message; its failure is our error.

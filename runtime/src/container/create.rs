@@ -52,7 +52,7 @@ fn make(options: CreateOptions, start: bool) -> Result<(Created, Directory, Reco
     let (spec, mut plan, filter) = plan(&bundle, &options)?;
     super::lsm::check(&mut plan)?;
     check_terminal(&plan.process, &options)?;
-    super::rootless::enter(&mut plan.namespaces)?;
+    super::rootless::enter(&mut plan.namespaces, &plan.process)?;
     let hierarchy = Hierarchy::find()?;
     let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let scope = match options.systemd_cgroup {
@@ -122,7 +122,7 @@ fn create_group(cgroup: &Cgroup, hierarchy: &Hierarchy, plan: &Plan) -> Result<(
 
 /// Configuration and plan; the filter of a profile that was met before is taken as it was compiled then.
 fn plan(bundle: &Path, options: &CreateOptions) -> Result<(spec::Spec, Plan, Option<Entry>)> {
-    let config = Config::read(bundle)?;
+    let config = Config::read(&bundle.join(options.config.unwrap_or(Path::new(spec::CONFIG))))?;
     let Some(profile) = config.seccomp() else {
         let spec = extended(config.parse()?, options);
         let plan = Plan::new(&spec, bundle)?;

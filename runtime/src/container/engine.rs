@@ -11,6 +11,9 @@ use rustix::net::{
 
 use crate::error::{Error, Result};
 
+/// An annotation of crun's: a socket to which the pidfd of the container's init is sent.
+pub(crate) const PIDFD_RECEIVER: &str = "run.oci.pidfd_receiver";
+
 /// Connect to an engine's socket: for a console, or a pidfd.
 pub(super) fn connect(path: &Path) -> Result<OwnedFd> {
     let connect = || {

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::birth::{keyring, set_limits};
 use super::clone::{end, in_pid_namespace};
-use super::conversation::{Message, go, receive, socket_pair};
+use super::conversation::{Message, receive, say, socket_pair};
 use super::engine::{connect, write_pid_file};
 use super::process_stat::start_time;
 use super::record::{Directory, Record};
@@ -47,19 +47,21 @@ pub fn exec(root: &Path, id: &str, mut options: ExecOptions) -> Result<Created> 
     let directory = Directory::new(root, id)?;
     let record = directory.load()?;
     let target = target(&directory, &record, options.ignore_paused)?;
-    super::rootless::follow(target.as_fd(), record.namespaces)?;
+    if options.process.capabilities().is_none() {
+        options.process.set_capabilities(record.process.capabilities().clone());
+    }
+    let process = plan(&options.process, &directory, &record)?;
+    super::rootless::follow(target.as_fd(), record.namespaces, &process)?;
     let pid_file = options.pid_file;
+    let chosen = options.cgroup.is_some();
     let cgroup = match options.cgroup {
         Some(below) => Cgroup::at(record.cgroup.join(below)),
         None => Cgroup::at(&record.cgroup),
     };
     let (ours, theirs) = socket_pair()?;
     let console = console(&mut options)?;
-    if options.process.capabilities().is_none() {
-        options.process.set_capabilities(record.process.capabilities().clone());
-    }
     let entry = Entry {
-        process: plan(&options.process, &directory, &record)?,
+        process,
         sync: theirs,
         parents: vec![ours.as_raw_fd()],
         namespaces: namespaces_to_enter(&record),
@@ -72,7 +74,11 @@ pub fn exec(root: &Path, id: &str, mut options: ExecOptions) -> Result<Created> 
         preserve_fds: options.preserve_fds,
     };
     let within = (record.namespaces & libc::CLONE_NEWPID != 0).then_some(entry.target.as_fd());
-    let born = || on_cpus(entry.process.affinity.initial.as_ref(), || clone_into(&record, &cgroup));
+    let born = || {
+        on_cpus(entry.process.affinity.initial.as_ref(), || {
+            clone_into(&record, &cgroup, chosen)
+        })
+    };
     let (pid, pidfd) = match in_pid_namespace(within, born)? {
         Fork::Child => init::enter::run(entry),
         Fork::Parent { pid, pidfd } => (pid, pidfd),
@@ -124,7 +130,7 @@ fn accompany(
         if let Some(path) = pid_file {
             write_pid_file(path, pid)?;
         }
-        go(socket);
+        say(socket, init::GO);
         let mut console = None;
         loop {
             match receive(socket)? {
@@ -206,14 +212,17 @@ fn container_root(record: &Record) -> Result<Option<OwnedFd>> {
         .map_err(|e| Error::os(format!("open {path}"), e))
 }
 
-/// Born in the container's group; where that has been divided by the container itself, in the one its init is in.
-fn clone_into(record: &Record, cgroup: &Cgroup) -> Result<Fork> {
+/// Born in the container's group; where that has been divided by the container itself, in the one its init is in, unless
+/// somebody chose the group.
+fn clone_into(record: &Record, cgroup: &Cgroup, chosen: bool) -> Result<Fork> {
     let attempt = |group: &Cgroup| {
         let group = group.open()?;
         clone(Some(group.as_fd()))
     };
     match attempt(cgroup) {
-        Err(error) if matches!(error.errno(), Some(libc::EBUSY | libc::EOPNOTSUPP)) => attempt(&group_of(record)?),
+        Err(error) if !chosen && matches!(error.errno(), Some(libc::EBUSY | libc::EOPNOTSUPP)) => {
+            attempt(&group_of(record)?)
+        }
         // A user's container that has no group of its own.
         Err(error) if error.errno() == Some(libc::ENOENT) && !Cgroup::at(&record.cgroup).exists() => clone(None),
         other => other,

@@ -19,7 +19,6 @@ use crate::error::{Error, Kind, Result};
 use crate::fault::Fault;
 use crate::hooks::{self, HookState};
 use crate::init;
-use crate::plan::version;
 use crate::spec;
 
 /// How long a killed init may take to disappear.
@@ -47,14 +46,23 @@ pub fn start(root: &Path, id: &str) -> Result<()> {
     std::fs::remove_file(directory.path().join(START_SOCKET))
         .map_err(|e| Error::os(format!("remove the start socket of {id}"), e))?;
     release(&socket, &directory, &record)?;
-    started(&directory, &record)
+    started(&directory, &record).inspect_err(|_| {
+        if let Err(error) = remove(&directory, &record) {
+            crate::error::warn(&error.to_string());
+        }
+    })
 }
 
 /// Tell the init at the other end of `socket` to execute the user's program, and see that it does.
 pub(super) fn release(socket: &OwnedFd, directory: &Directory, record: &Record) -> Result<()> {
-    let id = &record.id;
     rustix::net::send(socket, &[init::START], SendFlags::NOSIGNAL)
-        .map_err(|e| Error::os(format!("tell the init of {id} to start"), e))?;
+        .map_err(|e| Error::os(format!("tell the init of {} to start", record.id), e))?;
+    executed(socket, directory, record)
+}
+
+/// See that the init at the other end of `socket`, which may start, executes the user's program.
+pub(super) fn executed(socket: &OwnedFd, directory: &Directory, record: &Record) -> Result<()> {
+    let id = &record.id;
     loop {
         match receive(socket)? {
             Message::Closed => return Ok(()),
@@ -79,26 +87,22 @@ fn hand_over(listener: &OwnedFd, directory: &Directory, record: &Record) -> Resu
     })
 }
 
-/// What follows the start: poststart hooks, whose failure ends the container, unless its specification is an older one.
+/// What follows the start: poststart hooks, whose failure is the container's end. Specifications before 1.2 wanted no
+/// more than a warning, but no runtime ever heeded that.
 pub(super) fn started(directory: &Directory, record: &Record) -> Result<()> {
-    let Some((hooks, state, pid)) = planned("poststart", &record.poststart, directory, record)? else {
-        return Ok(());
+    let run = || match planned("poststart", &record.poststart, || directory.started_state(record))? {
+        Some((hooks, state)) => hooks::run("poststart", &hooks, &state, record.pid).map_err(Fault::into_error),
+        None => Ok(()),
     };
-    if !version::poststart_must_succeed(&record.oci_version) {
-        hooks::run_all("poststart", &hooks, &state, pid);
-        return Ok(());
-    }
-    hooks::run("poststart", &hooks, &state, pid)
-        .map_err(Fault::into_error)
-        .inspect_err(|_| {
-            let _ = Cgroup::at(&record.cgroup).kill();
-        })
+    run().inspect_err(|_| {
+        let _ = Cgroup::at(&record.cgroup).kill();
+    })
 }
 
 /// The last: poststop hooks, none of which stops the others, or anything else.
 pub(super) fn stopped(directory: &Directory, record: &Record) {
-    match planned("poststop", &record.poststop, directory, record) {
-        Ok(Some((hooks, state, pid))) => hooks::run_all("poststop", &hooks, &state, pid),
+    match planned("poststop", &record.poststop, || directory.state(record)) {
+        Ok(Some((hooks, state))) => hooks::run_all("poststop", &hooks, &state, 0),
         Ok(None) => (),
         Err(error) => crate::error::warn(&error.to_string()),
     }
@@ -150,7 +154,7 @@ pub fn list(root: &Path) -> Result<Vec<State>> {
 pub fn kill(root: &Path, id: &str, signal: i32, all: bool) -> Result<()> {
     let directory = Directory::new(root, id)?;
     let record = directory.load()?;
-    if all {
+    if all || signal == libc::SIGKILL && outlives_init(&record) {
         return kill_all(&record, signal);
     }
     let pidfd = record
@@ -162,8 +166,18 @@ pub fn kill(root: &Path, id: &str, signal: i32, all: bool) -> Result<()> {
     }
 }
 
+/// Where the init is not that of a pid namespace, the others go on without it: to kill such a container is to kill all.
+fn outlives_init(record: &Record) -> bool {
+    let cgroup = Cgroup::at(&record.cgroup);
+    record.namespaces & libc::CLONE_NEWPID == 0 && cgroup.is_populated()
+}
+
+/// Send a signal; 0 is none, and whoever holds a proven pidfd knows the answer to it.
 fn send(pidfd: &OwnedFd, signal: i32) -> std::result::Result<(), Errno> {
-    // SAFETY: the kernel checks the number; every signal it accepts may be sent to another process.
+    if signal == 0 {
+        return Ok(());
+    }
+    // SAFETY: not 0; the kernel checks the number; every signal it accepts may be sent to another process.
     let signal = unsafe { Signal::from_raw_unchecked(signal) };
     rustix::process::pidfd_send_signal(pidfd, signal)
 }
@@ -269,18 +283,16 @@ fn await_death(pidfd: &OwnedFd, id: &str) -> Result<()> {
     }
 }
 
-/// Hooks of a stage that comes after `create`, with the state they get and the pid in it; `None` if there are none.
+/// Hooks of a stage that comes after `create`, with the state they get; `None` if there are none.
 fn planned(
     stage: &str,
     hooks: &Option<Vec<spec::Hook>>,
-    directory: &Directory,
-    record: &Record,
-) -> Result<Option<(Vec<hooks::Hook>, HookState, i32)>> {
+    state: impl FnOnce() -> State,
+) -> Result<Option<(Vec<hooks::Hook>, HookState)>> {
     if hooks.as_ref().is_none_or(Vec::is_empty) {
         return Ok(None);
     }
-    let state = directory.state(record);
-    Ok(Some((hooks::stage(stage, hooks)?, HookState::new(&state), state.pid)))
+    Ok(Some((hooks::stage(stage, hooks)?, HookState::new(&state())?)))
 }
 
 /// The container's group, for statistics and events.
@@ -310,6 +322,7 @@ fn freeze(root: &Path, id: &str, frozen: bool) -> Result<()> {
         (Status::Running | Status::Created, true) | (Status::Paused, false) => {
             Cgroup::at(&record.cgroup).freeze(frozen)
         }
+        (Status::Created, false) if Cgroup::at(&record.cgroup).is_frozen() => Cgroup::at(&record.cgroup).freeze(false),
         (_, true) => Err(wrong_state(format!("container not running: {id}"))),
         (_, false) => Err(wrong_state(format!("container not paused: {id}"))),
     }

@@ -31,6 +31,7 @@ use crate::spec;
 
 pub use crate::error::{Error, Kind, Result};
 pub use create::{Running, create, run};
+pub(crate) use engine::PIDFD_RECEIVER;
 pub(crate) use exec::Entry;
 pub use exec::{base_process, exec};
 pub use lifecycle::{cgroup, delete, kill, list, pause, processes, resume, start, state, update};
@@ -58,6 +59,8 @@ pub struct CreateOptions<'a> {
     pub bundle: &'a Path,
     /// `terminal: true` only: Unix socket to which the pty's master is sent (the engines' way).
     pub console_socket: Option<&'a Path>,
+    /// The configuration, if it is not the bundle's config.json; a relative path begins at the bundle.
+    pub config: Option<&'a Path>,
     /// `terminal: true` only: a slave already open, used as it is. Without this and without a socket the
     /// master comes back in [`Created::console`].
     pub console: Option<OwnedFd>,
@@ -87,6 +90,7 @@ impl<'a> CreateOptions<'a> {
             id,
             bundle,
             console_socket: None,
+            config: None,
             console: None,
             pid_file: None,
             stdio: None,

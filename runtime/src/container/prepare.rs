@@ -69,7 +69,8 @@ fn copied_up(mount: &MountPlan, rootfs: BorrowedFd) -> Result<OwnedFd> {
             "mounts.options: tmpcopyup is for tmpfs, not for bind mounts",
         ));
     };
-    let tree = rootfs::file_system(mount, kind, source, parameters).map_err(Fault::into_error)?;
+    let mode = rootfs::mode_of_image(rootfs, mount, kind, parameters);
+    let tree = rootfs::file_system(mount, kind, source, parameters, mode).map_err(Fault::into_error)?;
     let from = match path::open(rootfs, &mount.target, OFlags::RDONLY | OFlags::DIRECTORY) {
         Ok(from) => from,
         Err(Errno::NOENT) => return Ok(tree),

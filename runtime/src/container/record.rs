@@ -105,15 +105,18 @@ impl Inherited {
     }
 }
 
-/// Ids name directories: only letters, digits and `_+-.`, and not `.` or `..`.
+/// Ids name directories: only letters, digits and `_+-.`, and not hidden ones, of which `.` and `..` are two.
 pub(super) fn check_id(id: &str) -> Result<()> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
-    if id.is_empty() || id.len() > ID_LENGTH || id == "." || id == ".." || !id.bytes().all(allowed) {
-        return Err(Error::invalid(format!(
-            "invalid container ID {id:?}: use 1 to {ID_LENGTH} of the characters a-z A-Z 0-9 _ + - ."
-        )));
-    }
-    Ok(())
+    let allowed = |letter: char| letter.is_ascii_alphanumeric() || "_+-.".contains(letter);
+    let wrong = match id.chars().find(|&letter| !allowed(letter)) {
+        Some(letter) => format!("invalid character {letter:?}"),
+        None if id.is_empty() || id.len() > ID_LENGTH => format!("{} characters", id.len()),
+        None if id.starts_with('.') => "it begins with a dot".to_owned(),
+        None => return Ok(()),
+    };
+    Err(Error::invalid(format!(
+        "invalid container ID {id:?}: {wrong}; use 1 to {ID_LENGTH} of a-z A-Z 0-9 _ + - and, but for the first, dots"
+    )))
 }
 
 impl Directory {
@@ -280,17 +283,22 @@ impl Directory {
     }
 
     pub fn state(&self, record: &Record) -> State {
-        self.state_as(record, self.status(record))
-    }
-
-    /// The state of a container that `create` is about to make.
-    pub fn new_state(&self, record: &Record) -> State {
-        self.state_as(record, Status::Creating)
+        let status = match self.status(record) {
+            // `start`, which asks too, is spared this look.
+            Status::Created if Cgroup::at(&record.cgroup).is_frozen() => Status::Paused,
+            status => status,
+        };
+        self.state_as(record, status)
     }
 
     /// The state of a container that is about to execute its program.
     pub fn created_state(&self, record: &Record) -> State {
         self.state_as(record, Status::Created)
+    }
+
+    /// The state of a container that has just executed its program, even if that has ended by now.
+    pub fn started_state(&self, record: &Record) -> State {
+        self.state_as(record, Status::Running)
     }
 
     fn state_as(&self, record: &Record, status: Status) -> State {

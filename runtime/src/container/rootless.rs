@@ -13,6 +13,7 @@ use crate::caps;
 use crate::error::{Error, Result};
 use crate::fault::Shown;
 use crate::plan::namespaces::Namespaces;
+use crate::plan::process::ProcessPlan;
 use crate::syscall::{self, Fork};
 
 /// This process may do what the kernel asks CAP_SYS_ADMIN for, in the user namespace it is in.
@@ -21,7 +22,7 @@ pub(super) fn is_privileged() -> bool {
 }
 
 /// Enter the user namespace of the plan, new or joined; nothing for a privileged caller.
-pub(super) fn enter(namespaces: &mut Namespaces) -> Result<()> {
+pub(super) fn enter(namespaces: &mut Namespaces, process: &ProcessPlan) -> Result<()> {
     if is_privileged() {
         return Ok(());
     }
@@ -40,22 +41,22 @@ pub(super) fn enter(namespaces: &mut Namespaces) -> Result<()> {
         ));
     }
     namespaces.held = libc::CLONE_NEWUSER;
-    become_root()?;
+    become_root(process)?;
     // Mounts can be copied only in a mount namespace that belongs to our user namespace.
     syscall::unshare(libc::CLONE_NEWNS).map_err(|e| Error::os("unshare the mount namespace", e))
 }
 
 /// Enter the user namespace of a running container, so that `exec` may enter the others; nothing for a privileged caller.
-pub(super) fn follow(target: BorrowedFd, namespaces: i32) -> Result<()> {
+pub(super) fn follow(target: BorrowedFd, namespaces: i32, process: &ProcessPlan) -> Result<()> {
     if namespaces & libc::CLONE_NEWUSER == 0 || is_privileged() {
         return Ok(());
     }
     syscall::setns(target, libc::CLONE_NEWUSER).map_err(|e| Error::os("enter the container's user namespace", e))?;
-    become_root()
+    become_root(process)
 }
 
-fn become_root() -> Result<()> {
-    crate::init::become_root().map_err(crate::fault::Fault::into_error)
+fn become_root(process: &ProcessPlan) -> Result<()> {
+    crate::init::become_root(process).map_err(crate::fault::Fault::into_error)
 }
 
 /// A new user namespace for this process, mapped by itself where it may, else by the helpers of the system.

@@ -116,7 +116,7 @@ fn cover(first: &mut Option<OwnedFd>, make: fn() -> Sys<OwnedFd>, target: Borrow
 
 fn empty_directory() -> Sys<OwnedFd> {
     let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    configure(context.as_fd(), c"mask", &[])?;
+    configure(context.as_fd(), c"mask", &[], None)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV

@@ -24,6 +24,7 @@ use crate::fault::{Explain, Fault, Shown, Step};
 use crate::hooks::{self, HookState};
 use crate::plan::Plan;
 use crate::plan::namespaces::kind_name;
+use crate::plan::process::ProcessPlan;
 use crate::syscall::{self, Fork};
 
 /// Namespaces that a process can only be born into: made by clone3. The others are made by the child, while the parent
@@ -74,8 +75,7 @@ pub(crate) struct Init {
     pub stdio: Option<Stdio>,
     pub console: Console,
     pub keyring: Option<CString>,
-    /// The state for hooks, as `creating` and as `created`.
-    pub creating: HookState,
+    /// For hooks.
     pub created: HookState,
     pub preserve_fds: u32,
     pub no_pivot: bool,
@@ -85,6 +85,8 @@ pub(crate) struct Init {
     pub met: Cell<bool>,
     /// The joined user namespace was entered before birth.
     pub in_user_namespace: Cell<bool>,
+    /// Where the offsets of a time namespace are written, opened while this process may.
+    pub clocks: Cell<Option<OwnedFd>>,
 }
 
 /// The child: create, wait for start, execute.
@@ -96,7 +98,10 @@ pub(crate) fn run(mut init: Init) -> ! {
             syscall::exit(1)
         }
     };
-    let _ = rustix::net::send(&init.sync, &[CREATED], SendFlags::NOSIGNAL);
+    // Without its maker it would be a container that nobody has a record of.
+    if rustix::net::send(&init.sync, &[CREATED], SendFlags::NOSIGNAL).is_err() {
+        syscall::exit(1);
+    }
     let starter = init.start.as_ref().map(|listener| await_start(listener.as_fd()));
     if starter.is_none() {
         await_message(init.sync.as_fd(), START);
@@ -150,10 +155,12 @@ fn create(init: &Init) -> Step<usize> {
 /// After `start`: the last hooks, then the program. Comes back only with a failure.
 fn execute(init: &mut Init, program: usize, starter: Option<&OwnedFd>) -> Fault {
     let pid = rustix::process::getpid().as_raw_nonzero().get();
-    if let Err(fault) = hooks::run("startContainer", &init.plan.hooks.start_container, &init.created, pid) {
+    let report = starter.unwrap_or(&init.sync).as_fd();
+    let confine = || process::confine(&init.plan.process, init.proc.as_fd(), report, 0);
+    let hooks = &init.plan.hooks.start_container;
+    if let Err(fault) = hooks::run_confined("startContainer", hooks, &init.created, pid, &confine) {
         return fault;
     }
-    let report = starter.unwrap_or(&init.sync).as_fd();
     process::execute(
         &mut init.plan.process,
         program,
@@ -217,6 +224,13 @@ fn await_start(listener: BorrowedFd) -> OwnedFd {
 
 fn enter_namespaces(init: &Init) -> Step {
     let namespaces = &init.plan.namespaces;
+    // Its owner is the host's root, whom nobody can be any more in a user namespace.
+    if namespaces.time_offsets.is_some() && namespaces.has(libc::CLONE_NEWUSER) {
+        let path = c"self/timens_offsets";
+        let clocks = rustix::fs::openat(&init.proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .explain(format_args!("open /proc/self/timens_offsets"))?;
+        init.clocks.set(Some(clocks));
+    }
     for (join, fd) in namespaces.join.iter().zip(&init.join) {
         // The parent was in it when it called clone3.
         if join.kind == libc::CLONE_NEWPID || join.kind == libc::CLONE_NEWUSER && init.in_user_namespace.get() {
@@ -228,11 +242,11 @@ fn enter_namespaces(init: &Init) -> Step {
             Shown(&join.path)
         ))?;
         if join.kind == libc::CLONE_NEWUSER {
-            become_root()?;
+            become_root(&init.plan.process)?;
         }
     }
     if namespaces.makes(libc::CLONE_NEWUSER) {
-        become_root()?;
+        become_root(&init.plan.process)?;
     }
     let mut own = namespaces.new & !BORN_INTO & !libc::CLONE_NEWCGROUP & !libc::CLONE_NEWTIME;
     if init.network {
@@ -253,12 +267,11 @@ fn enter_late_namespaces(init: &Init) -> Step {
     if namespaces.makes(libc::CLONE_NEWTIME) {
         syscall::unshare(libc::CLONE_NEWTIME).explain(format_args!("unshare the time namespace"))?;
         if let Some(offsets) = &namespaces.time_offsets {
-            write_proc(
-                init.proc.as_fd(),
-                c"self/timens_offsets",
-                offsets.to_bytes(),
-                ResolveFlags::BENEATH,
-            )
+            let (text, proc) = (offsets.to_bytes(), init.proc.as_fd());
+            match init.clocks.take() {
+                Some(clocks) => rustix::io::write(&clocks, text).map(drop),
+                None => write_proc(proc, c"self/timens_offsets", text, ResolveFlags::BENEATH),
+            }
             .explain(format_args!("set the clocks of the time namespace"))?;
         }
         // Unshared for children only: kernels before 6.3 do not let execve enter it either.
@@ -279,7 +292,7 @@ fn enter_late_namespaces(init: &Init) -> Step {
 pub(crate) fn be_born(init: &Init, user: BorrowedFd, flags: u64) -> Result<Option<i32>, Errno> {
     let _ = syscall::prctl(libc::PR_SET_DUMPABLE, 0, 0);
     syscall::setns(user, libc::CLONE_NEWUSER)?;
-    become_root().map_err(|_| Errno::PERM)?;
+    become_root(&init.plan.process).map_err(|_| Errno::PERM)?;
     init.in_user_namespace.set(true);
     // SAFETY: the child makes only system calls.
     match unsafe { syscall::clone3(flags | libc::CLONE_PARENT as u64, None) }? {
@@ -288,17 +301,27 @@ pub(crate) fn be_born(init: &Init, user: BorrowedFd, flags: u64) -> Result<Optio
     }
 }
 
-/// The ids of the caller are not mapped inside a user namespace: take those of its root.
-pub(crate) fn become_root() -> Step {
+/// The ids of the caller are not mapped inside a user namespace: take those of its root, or those of the `process` if it
+/// has none. Either way the namespace's capabilities stay.
+pub(crate) fn become_root(process: &ProcessPlan) -> Step {
     use rustix::process::{Gid, Uid};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
-        .explain(format_args!("become group 0 of the user namespace"))?;
+    let group = |gid| set_thread_res_gid(gid, gid, gid);
+    match group(Gid::ROOT) {
+        Err(Errno::INVAL) => group(Gid::from_raw(process.gid)),
+        other => other,
+    }
+    .explain(format_args!("become group 0 or {} of the user namespace", process.gid))?;
     match set_thread_groups(&[]) {
         Ok(()) | Err(Errno::PERM) => (),
         other => other.explain(format_args!("drop supplementary groups"))?,
     }
-    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).explain(format_args!("become user 0 of the user namespace"))?;
+    let user = |uid| set_thread_res_uid(uid, uid, uid);
+    match user(Uid::ROOT) {
+        Err(Errno::INVAL) => user(Uid::from_raw(process.uid)),
+        other => other,
+    }
+    .explain(format_args!("become user 0 or {} of the user namespace", process.uid))?;
     // Changing ids made the process dumpable as the system is set up; make sure.
     syscall::prctl(libc::PR_SET_DUMPABLE, 0, 0)
         .explain(format_args!("PR_SET_DUMPABLE"))

@@ -14,6 +14,8 @@ const DIRECTORY_MODE: u32 = 0o755;
 const FILE_MODE: u32 = 0o644;
 /// RESOLVE_IN_ROOT gives EAGAIN while somebody renames in the tree; an attacker must not win by keeping at it.
 const ATTEMPTS: u32 = 128;
+/// How many links that lead to nothing are followed for one path.
+const LINKS: u32 = 8;
 
 pub(super) fn is_proc(fd: BorrowedFd) -> bool {
     is_kind(fd, PROC_SUPER_MAGIC)
@@ -35,8 +37,13 @@ pub(crate) fn open(root: BorrowedFd, path: &CStr, flags: OFlags) -> Result<Owned
     Err(Errno::AGAIN)
 }
 
-/// A directory of the container, made with its parents if it is missing.
+/// A directory of the container, made with its parents if it is missing. Links of the image that lead to nothing yet are
+/// followed, in the root, to where they lead.
 pub(super) fn directory(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
+    directory_through(root, path, LINKS)
+}
+
+fn directory_through(root: BorrowedFd, path: &CStr, links: u32) -> Step<OwnedFd> {
     match open(root, path, OFlags::PATH | OFlags::DIRECTORY) {
         Err(Errno::NOENT) => (),
         other => return other.explain(format_args!("open {} in the root file system", InRoot(path))),
@@ -55,7 +62,7 @@ pub(super) fn directory(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
     for end in (0..=bytes.len()).filter(|&end| end == bytes.len() || bytes[end] == b'/') {
         prefix[..end].copy_from_slice(&bytes[..end]);
         prefix[end] = 0;
-        make_component(root, &prefix, start, end).explain(format_args!("make directory {}", InRoot(path)))?;
+        make_component(root, &prefix, start, end, links).explain(format_args!("make directory {}", InRoot(path)))?;
         start = end + 1;
     }
     open(root, path, OFlags::PATH | OFlags::DIRECTORY)
@@ -76,7 +83,7 @@ pub(super) fn ordinary(root: BorrowedFd, name: &CStr) -> Step<OwnedFd> {
     };
     match opened {
         Err(Errno::LOOP) => Err(Fault::plain(format_args!(
-            "{} of the image is a symbolic link; it must be an ordinary directory",
+            "{} of the image is a symbolic link; it must be mounted on ordinary directory",
             InRoot(name)
         ))),
         other => other.explain(format_args!("open {} in the root file system", InRoot(name))),
@@ -118,7 +125,7 @@ fn make_last(root: BorrowedFd, path: &CStr) -> bool {
 }
 
 /// Make the component `prefix[start..end]` inside `prefix[..start]`, which exists.
-fn make_component(root: BorrowedFd, prefix: &[u8], start: usize, end: usize) -> Result<(), Errno> {
+fn make_component(root: BorrowedFd, prefix: &[u8], start: usize, end: usize, links: u32) -> Result<(), Errno> {
     let whole = CStr::from_bytes_until_nul(prefix).map_err(|_| Errno::INVAL)?;
     match open(root, whole, OFlags::PATH) {
         Err(Errno::NOENT) => (),
@@ -127,9 +134,40 @@ fn make_component(root: BorrowedFd, prefix: &[u8], start: usize, end: usize) -> 
     let name = CStr::from_bytes_with_nul(&prefix[start..=end]).map_err(|_| Errno::INVAL)?;
     let parent = open_parent(root, &prefix[..start])?;
     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Ok(()) => Ok(()),
+        // Somebody else's directory by now, or a link to what is missing.
+        Err(Errno::EXIST) => match link_target(parent.as_fd(), &prefix[..start], name)? {
+            None => Ok(()),
+            Some(_) if links == 0 => Err(Errno::LOOP),
+            Some(target) => {
+                let target = CStr::from_bytes_until_nul(&target).map_err(|_| Errno::INVAL)?;
+                directory_through(root, relative(target), links - 1)
+                    .map(drop)
+                    .map_err(|fault| fault.errno())
+            }
+        },
         Err(errno) => Err(errno),
     }
+}
+
+/// Where the link `name` in `parent`, which is `prefix` of the root, leads: a path of the root. `None` if it is no link.
+/// Only a text: whoever opens it does that in the root.
+fn link_target(parent: BorrowedFd, prefix: &[u8], name: &CStr) -> Result<Option<[u8; libc::PATH_MAX as usize]>, Errno> {
+    let mut path = [0; libc::PATH_MAX as usize];
+    let mut text = [0; libc::PATH_MAX as usize];
+    let length = match rustix::fs::readlinkat_raw(parent, name, &mut text[..]) {
+        Ok(length) => length,
+        Err(Errno::INVAL) => return Ok(None),
+        Err(errno) => return Err(errno),
+    };
+    let prefix = if text[0] == b'/' { &[][..] } else { prefix };
+    // The last byte stays NUL.
+    if prefix.len() + length >= path.len() {
+        return Err(Errno::NAMETOOLONG);
+    }
+    path[..prefix.len()].copy_from_slice(prefix);
+    path[prefix.len()..prefix.len() + length].copy_from_slice(&text[..length]);
+    Ok(Some(path))
 }
 
 fn open_parent(root: BorrowedFd, prefix: &[u8]) -> Result<OwnedFd, Errno> {
@@ -166,6 +204,10 @@ pub(super) fn parent_of<'a>(root: BorrowedFd, path: &'a CStr) -> Step<(OwnedFd, 
 
 /// A file of the container to mount on, made empty if it is missing.
 pub(super) fn file(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
+    file_through(root, path, LINKS)
+}
+
+fn file_through(root: BorrowedFd, path: &CStr, links: u32) -> Step<OwnedFd> {
     match open(root, path, OFlags::PATH) {
         Err(Errno::NOENT) => (),
         other => return other.explain(format_args!("open {} in the root file system", InRoot(path))),
@@ -173,7 +215,18 @@ pub(super) fn file(root: BorrowedFd, path: &CStr) -> Step<OwnedFd> {
     let (parent, name) = parent_of(root, path)?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
     match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(FILE_MODE)) {
-        Ok(_) | Err(Errno::EXIST) => (),
+        Ok(_) => (),
+        Err(Errno::EXIST) => {
+            let before = path.to_bytes().len() - name.to_bytes().len();
+            let target = link_target(parent.as_fd(), &path.to_bytes()[..before], name);
+            if let Some(target) = target.explain(format_args!("make file {}", InRoot(path)))? {
+                let target = CStr::from_bytes_until_nul(&target).unwrap_or_default();
+                return match links {
+                    0 => Err(Fault::new(Errno::LOOP, format_args!("make file {}", InRoot(path)))),
+                    _ => file_through(root, relative(target), links - 1),
+                };
+            }
+        }
         Err(errno) => return Err(Fault::new(errno, format_args!("make file {}", InRoot(path)))),
     }
     open(root, path, OFlags::PATH).explain(format_args!("open {} in the root file system", InRoot(path)))
@@ -210,12 +263,35 @@ mod tests {
         let (dir, root) = root();
         let outside = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(outside.path(), dir.path().join("out")).unwrap();
-        assert!(directory(root.as_fd(), c"out/made").is_err());
+        // It leads to nothing in this root: what it names is made there.
+        assert!(directory(root.as_fd(), c"out/made").is_ok());
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+        let inside = outside.path().strip_prefix("/").unwrap();
+        assert!(dir.path().join(inside).join("made").is_dir());
         std::fs::create_dir(dir.path().join("real")).unwrap();
         std::os::unix::fs::symlink("/../../real", dir.path().join("in")).unwrap();
         assert!(directory(root.as_fd(), c"in/made").is_ok());
         assert!(dir.path().join("real/made").is_dir());
+    }
+
+    #[test]
+    fn links_to_nothing_are_followed_but_not_for_ever() {
+        let (dir, root) = root();
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, dir.path().join(name)).unwrap();
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        link("../foo/bar/file", "etc/file");
+        assert!(file(root.as_fd(), c"etc/file").is_ok());
+        assert!(dir.path().join("foo/bar/file").is_file());
+        link("../../../up", "etc/up");
+        link("/etc/up/more", "two");
+        assert!(directory(root.as_fd(), c"two/made").is_ok());
+        assert!(dir.path().join("up/more/made").is_dir());
+        link("b", "a");
+        link("a", "b");
+        assert!(directory(root.as_fd(), c"a/made").is_err() && file(root.as_fd(), c"b").is_err());
+        let chain = (0..20).map(|at| (format!("c{}", at + 1), format!("c{at}")));
+        chain.for_each(|(to, name)| link(&to, &name));
+        assert!(directory(root.as_fd(), c"c0").is_err());
     }
 
     #[test]

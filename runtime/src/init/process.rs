@@ -117,7 +117,8 @@ pub(crate) fn execute(
     if plan.needs_home {
         plan.envp.push(home_of(plan.uid, &mut home));
     }
-    if let Err(fault) = confine(plan, proc).and_then(|()| restrict(plan, report, preserve_fds)) {
+    own_streams(plan.uid, plan.gid);
+    if let Err(fault) = confine(plan, proc, report, preserve_fds) {
         return fault;
     }
     let path = &plan.candidates[program];
@@ -126,8 +127,14 @@ pub(crate) fn execute(
     Fault::new(errno, format_args!("exec {}", Shown(path)))
 }
 
+/// Give up everything that the plan does not grant: the next program that is executed has no more.
+pub(crate) fn confine(plan: &ProcessPlan, proc: BorrowedFd, report: BorrowedFd, preserve_fds: u32) -> Step {
+    label(plan, proc)?;
+    restrict(plan, report, preserve_fds)
+}
+
 /// The labels that execve will switch to, written through the host's verified /proc.
-fn confine(plan: &ProcessPlan, proc: BorrowedFd) -> Step {
+fn label(plan: &ProcessPlan, proc: BorrowedFd) -> Step {
     let write = |path, label: &CStr| super::write_proc(proc, path, label.to_bytes(), ResolveFlags::empty());
     if let Some(profile) = &plan.apparmor {
         match write(c"thread-self/attr/apparmor/exec", profile) {
@@ -145,7 +152,6 @@ fn confine(plan: &ProcessPlan, proc: BorrowedFd) -> Step {
 }
 
 fn restrict(plan: &ProcessPlan, report: BorrowedFd, preserve_fds: u32) -> Step {
-    own_streams(plan.uid, plan.gid);
     refuse_directories(3 + preserve_fds)?;
     if let Some(scheduler) = &plan.scheduler {
         syscall::sched_setattr(scheduler).explain(format_args!("set the scheduler"))?;

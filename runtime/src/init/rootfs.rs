@@ -12,7 +12,7 @@ use rustix::mount::{
 };
 
 use super::masks::protect;
-use super::path::{directory, file, is_proc, ordinary, relative};
+use super::path::{directory, file, is_proc, open, ordinary, relative};
 use super::{Init, console, dev};
 use crate::fault::{Explain, Fault, InRoot, Shown, Step};
 use crate::plan::mounts::{MountPlan, Source};
@@ -45,7 +45,7 @@ pub(super) fn make(init: &Init) -> Step {
     }
     console::make(init)?;
     let pid = rustix::process::getpid().as_raw_nonzero().get();
-    crate::hooks::run("createContainer", &plan.hooks.create_container, &init.creating, pid)?;
+    crate::hooks::run("createContainer", &plan.hooks.create_container, &init.created, pid)?;
     set_sysctls(init)?;
     if plan.process.cwd.as_c_str() != c"/" {
         let cwd = relative(&plan.process.cwd);
@@ -176,7 +176,8 @@ fn one(root: BorrowedFd, mount: &MountPlan, bind: Option<&(OwnedFd, bool)>) -> S
             },
             None,
         ) => {
-            let tree = file_system(mount, kind, source, parameters)?;
+            let mode = mode_of_image(root, mount, kind, parameters);
+            let tree = file_system(mount, kind, source, parameters, mode)?;
             attach_checked(root, mount, tree.as_fd(), true)
         }
         (Source::Bind { .. }, None) => Err(Fault::plain(format_args!(
@@ -184,6 +185,21 @@ fn one(root: BorrowedFd, mount: &MountPlan, bind: Option<&(OwnedFd, bool)>) -> S
             InRoot(&mount.target)
         ))),
     }
+}
+
+/// A tmpfs for which no mode is given takes that of the image's directory; only that of a new one is tmpfs's own, 1777.
+pub(crate) fn mode_of_image(
+    root: BorrowedFd,
+    mount: &MountPlan,
+    kind: &CStr,
+    parameters: &[(std::ffi::CString, Option<std::ffi::CString>)],
+) -> Option<u32> {
+    if kind != c"tmpfs" || parameters.iter().any(|(key, _)| key.as_c_str() == c"mode") {
+        return None;
+    }
+    let directory = open(root, &mount.target, OFlags::PATH | OFlags::DIRECTORY).ok()?;
+    let stat = rustix::fs::fstat(&directory).ok()?;
+    Some(stat.st_mode & 0o7777)
 }
 
 /// Attach a detached mount at its target, unless that lies on a procfs where it must not.
@@ -231,6 +247,7 @@ pub(crate) fn file_system(
     kind: &CStr,
     source: &CStr,
     parameters: &[(std::ffi::CString, Option<std::ffi::CString>)],
+    mode: Option<u32>,
 ) -> Step<OwnedFd> {
     let context = match rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC) {
         Err(Errno::PERM) if kind == c"sysfs" => return host_sysfs(mount),
@@ -240,7 +257,7 @@ pub(crate) fn file_system(
             InRoot(&mount.target)
         ))?,
     };
-    let result = configure(context.as_fd(), source, parameters).and_then(|()| {
+    let result = configure(context.as_fd(), source, parameters, mode).and_then(|()| {
         let attributes = MountAttrFlags::from_bits_retain(mount.attributes.set as u32);
         rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     });
@@ -268,6 +285,7 @@ pub(super) fn configure(
     context: BorrowedFd,
     source: &CStr,
     parameters: &[(std::ffi::CString, Option<std::ffi::CString>)],
+    mode: Option<u32>,
 ) -> Result<(), Errno> {
     if !source.is_empty() {
         rustix::mount::fsconfig_set_string(context, c"source", source)?;
@@ -277,6 +295,12 @@ pub(super) fn configure(
             Some(value) => rustix::mount::fsconfig_set_string(context, key.as_c_str(), value.as_c_str())?,
             None => rustix::mount::fsconfig_set_flag(context, key.as_c_str())?,
         }
+    }
+    if let Some(mode) = mode {
+        let mut text = crate::fault::Text::new();
+        let _ = std::fmt::write(&mut text, format_args!("{mode:o}\0"));
+        let value = CStr::from_bytes_until_nul(text.as_bytes()).unwrap_or_default();
+        rustix::mount::fsconfig_set_string(context, c"mode", value)?;
     }
     rustix::mount::fsconfig_create(context)
 }
@@ -288,7 +312,7 @@ fn host_sysfs(mount: &MountPlan) -> Step<OwnedFd> {
         tree.as_fd(),
         true,
         mount.attributes.set | libc::MOUNT_ATTR_RDONLY,
-        0,
+        mount.attributes.clear & !libc::MOUNT_ATTR_RDONLY,
         libc::MS_SLAVE,
     )
     .explain(format_args!("make the host's /sys read-only"))?;

@@ -69,7 +69,10 @@ impl Plan {
             .root()
             .as_ref()
             .ok_or_else(|| Error::invalid("config.json has no root"))?;
-        let namespaces = Namespaces::new(linux)?;
+        let mut namespaces = Namespaces::new(linux)?;
+        if let Some(process) = spec.process() {
+            namespaces.map_caller(process.user().uid(), process.user().gid());
+        }
         let mount_label = linux.mount_label().as_deref().filter(|label| !label.is_empty());
         let mounts = spec.mounts().as_deref().unwrap_or_default();
         let mounts = mounts
@@ -92,7 +95,7 @@ impl Plan {
             hostname: uts_name("hostname", spec.hostname())?,
             domainname: uts_name("domainname", spec.domainname())?,
             process: process(spec, linux)?,
-            hooks: Hooks::new(spec.hooks().as_ref())?,
+            hooks: hooks(spec)?,
             limits: Limits::new(linux.resources().as_ref())?,
             net_devices,
             rdt: linux.intel_rdt().as_ref().map(rdt::Rdt::new).transpose()?,
@@ -108,6 +111,11 @@ impl Plan {
     pub fn meets(&self) -> bool {
         self.hooks.between() || !self.net_devices.is_empty()
     }
+}
+
+fn hooks(spec: &spec::Spec) -> Result<Hooks> {
+    let env = spec.process().as_ref().and_then(|process| process.env().as_deref());
+    Hooks::new(spec.hooks().as_ref(), env.unwrap_or_default())
 }
 
 fn process(spec: &spec::Spec, linux: &spec::Linux) -> Result<ProcessPlan> {
@@ -211,6 +219,13 @@ fn check_namespaces(
     if (set(spec.hostname()) || set(spec.domainname())) && !namespaces.has(libc::CLONE_NEWUTS) {
         return needs("hostname", "uts");
     }
+    let domain = spec.domainname().as_ref().filter(|name| !name.is_empty());
+    let sysctl = linux.sysctl().as_ref().and_then(|all| all.get("kernel.domainname"));
+    if let (Some(name), Some(other)) = (domain, sysctl.filter(|&other| Some(other) != domain)) {
+        return Err(Error::invalid(format!(
+            "domainname is {name:?}, but linux.sysctl sets kernel.domainname to {other:?}: leave one of them out"
+        )));
+    }
     if !namespaces.has(libc::CLONE_NEWNS) {
         if !mounts.is_empty() {
             return needs("mounts", "mount");
@@ -287,6 +302,12 @@ mod tests {
     #[test]
     fn what_acts_on_a_namespace_needs_it() {
         assert!(refusal(|config| config["hostname"] = json!("h")).starts_with("hostname needs a uts namespace"));
+        let twice = refusal(|config| {
+            config["domainname"] = json!("one");
+            config["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]);
+            config["linux"]["sysctl"] = json!({"kernel.domainname": "other"});
+        });
+        assert!(twice.contains("leave one of them out"), "{twice}");
         assert!(refusal(|config| config["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"})).contains("network"));
         assert!(
             refusal(|config| {

@@ -97,7 +97,7 @@ fn attribute(option: &str) -> Option<(u64, u64)> {
         MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
         MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY, MOUNT_ATTR_STRICTATIME,
     };
-    // Access times are one value of several bits: it is replaced as a whole.
+    // Access times are one value of several bits: it must be cleared as a whole, even where it is set. mount_setattr(2).
     let all_atime = libc::MOUNT_ATTR__ATIME;
     Some(match option {
         "ro" => (MOUNT_ATTR_RDONLY, 0),
@@ -112,8 +112,8 @@ fn attribute(option: &str) -> Option<(u64, u64)> {
         "diratime" => (0, MOUNT_ATTR_NODIRATIME),
         "nosymfollow" => (MOUNT_ATTR_NOSYMFOLLOW, 0),
         "symfollow" => (0, MOUNT_ATTR_NOSYMFOLLOW),
-        "noatime" => (MOUNT_ATTR_NOATIME, all_atime & !MOUNT_ATTR_NOATIME),
-        "strictatime" => (MOUNT_ATTR_STRICTATIME, all_atime & !MOUNT_ATTR_STRICTATIME),
+        "noatime" => (MOUNT_ATTR_NOATIME, all_atime),
+        "strictatime" => (MOUNT_ATTR_STRICTATIME, all_atime),
         "relatime" | "atime" | "norelatime" | "nostrictatime" => (0, all_atime),
         _ => return None,
     })

@@ -78,12 +78,24 @@ impl Namespaces {
         self.join.iter().fold(self.new | self.held, |all, join| all | join.kind)
     }
 
+    /// A new user namespace without mappings shows one user and one group, under the numbers of its process: the caller's.
+    pub fn map_caller(&mut self, uid: u32, gid: u32) {
+        if self.makes(libc::CLONE_NEWUSER) && self.id_maps.is_none() {
+            let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+            self.id_maps = Some((
+                format!("{uid} {} 1\n", user.as_raw()),
+                format!("{gid} {} 1\n", group.as_raw()),
+            ));
+        }
+    }
+
     fn id_maps(&self, linux: &spec::Linux) -> Result<Option<(String, String)>> {
         let uids = linux.uid_mappings().as_deref().unwrap_or_default();
         let gids = linux.gid_mappings().as_deref().unwrap_or_default();
         match (self.makes(libc::CLONE_NEWUSER), uids.is_empty() || gids.is_empty()) {
+            (true, true) if uids.is_empty() && gids.is_empty() => Ok(None),
             (true, true) => Err(Error::invalid(
-                "a new user namespace needs linux.uidMappings and linux.gidMappings",
+                "a new user namespace needs linux.uidMappings and linux.gidMappings, not one of them",
             )),
             (true, false) => Ok(Some((id_map(uids), id_map(gids)))),
             (false, false) if !self.has(libc::CLONE_NEWUSER) => Err(Error::invalid(
@@ -179,7 +191,11 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(plan.id_maps.unwrap().0, "0 100000 65536\n");
-        assert!(namespaces(serde_json::json!({"namespaces": [{"type": "user"}]})).is_err());
+        assert!(namespaces(serde_json::json!({"namespaces": [{"type": "user"}], "uidMappings": map})).is_err());
+        let mut plan = namespaces(serde_json::json!({"namespaces": [{"type": "user"}]})).unwrap();
+        plan.map_caller(7, 8);
+        let user = rustix::process::geteuid();
+        assert_eq!(plan.id_maps.unwrap().0, format!("7 {} 1\n", user.as_raw()));
         assert!(namespaces(serde_json::json!({"namespaces": [], "uidMappings": map, "gidMappings": map})).is_err());
     }
 

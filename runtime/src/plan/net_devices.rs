@@ -26,7 +26,7 @@ pub(super) fn plan(linux: &spec::Linux, namespaces: &Namespaces) -> Result<Vec<N
     };
     if !namespaces.has(libc::CLONE_NEWNET) {
         return Err(Error::invalid(
-            "linux.netDevices needs a network namespace of the container's own in linux.namespaces",
+            "linux.netDevices: unable to move network devices without a NET namespace of the container's own in linux.namespaces",
         ));
     }
     let mut plans = Vec::with_capacity(devices.len());

@@ -24,13 +24,6 @@ pub(super) fn check(version: &str) -> Result<()> {
     }
 }
 
-/// Since 1.2 a poststart hook that fails ends the container; before, it was only to be warned about. runtime.md,
-/// "Lifecycle".
-pub(crate) fn poststart_must_succeed(version: &str) -> bool {
-    let minor = version.split('.').nth(1).and_then(|minor| minor.parse::<u64>().ok());
-    minor.is_none_or(|minor| minor >= 2)
-}
-
 /// The major number, if all of the version is well formed.
 fn major(version: &str) -> Option<u64> {
     let (rest, build) = match version.split_once('+') {
@@ -74,12 +67,6 @@ mod tests {
         ] {
             assert!(check(version).is_ok(), "{version}");
         }
-    }
-
-    #[test]
-    fn poststart_hooks_became_stricter() {
-        assert!(!poststart_must_succeed("1.0.2-dev") && !poststart_must_succeed("1.1.0"));
-        assert!(poststart_must_succeed("1.2.0") && poststart_must_succeed("1.3.0"));
     }
 
     #[test]
