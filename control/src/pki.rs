@@ -7,6 +7,7 @@
 
 mod authority;
 mod request;
+mod subject;
 #[cfg(test)]
 mod tests;
 

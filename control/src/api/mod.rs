@@ -4,7 +4,9 @@
 //! 500 and takes nothing with it.
 
 mod access;
+mod anyone;
 pub mod body;
+mod dial;
 mod discovery;
 mod encode;
 mod health;
@@ -41,7 +43,7 @@ use crate::auth::tokens::ISSUER;
 use crate::auth::{Authenticator, Authorizer, User};
 use crate::registry::{Registry, Status, Warnings};
 
-pub use self::node::NodeDialer;
+pub use self::dial::NodeDialer;
 
 /// Longest time for a request that is not a stream.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);

@@ -3,33 +3,22 @@
 //! The agent speaks the kubelet's API on its daemon port, over TLS, and knows us by our client certificate. A WebSocket
 //! upgrade is forwarded as it is; after the agent's 101 this side only copies bytes.
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
-
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, BodyStream, Empty, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
 use serde_json::Value;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use super::Context;
 use super::body::{self, BodyError, Request, Response};
-use super::listen::Current;
+use super::dial::{Node, agent_address};
 use super::query::Params;
 use crate::cache::Object;
 use crate::registry::{Registry, Status};
 
-/// Port of the kubelet API where a Node does not say.
-const DEFAULT_PORT: u16 = 10250;
-/// Connecting and the TLS handshake.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is read of an agent's error.
 const MAX_ERROR: usize = 64 << 10;
 /// Headers of an upgrade that travel on.
@@ -44,55 +33,6 @@ const FORWARDED: &[HeaderName] = &[
 
 /// The body of a request to an agent.
 pub(super) type Outgoing = UnsyncBoxBody<Bytes, BodyError>;
-
-/// Opens connections to agents with our client certificate.
-pub struct NodeDialer {
-    tls: Current<rustls::ClientConfig>,
-}
-
-impl NodeDialer {
-    /// A dialer that trusts and identifies itself as the current configuration says.
-    pub fn new(tls: Current<rustls::ClientConfig>) -> Self {
-        Self { tls }
-    }
-
-    /// Connects to a node's agent.
-    ///
-    /// # Errors
-    /// 502 when it cannot be reached, or is not who it should be.
-    pub(super) async fn dial(&self, node: &Node) -> Result<SendRequest<Outgoing>, Status> {
-        let unreachable = |what: String| {
-            let message = format!(
-                "error dialing the agent of node {} at {}: {what}",
-                node.name,
-                SocketAddr::new(node.address, node.port)
-            );
-            Status::new(502, "BadGateway", message)
-        };
-        let connect = async {
-            let tcp = TcpStream::connect((node.address, node.port)).await?;
-            tcp.set_nodelay(true)?;
-            let tls = TlsConnector::from((self.tls)());
-            tls.connect(ServerName::IpAddress(node.address.into()), tcp).await
-        };
-        let stream = tokio::time::timeout(DIAL_TIMEOUT, connect)
-            .await
-            .map_err(|_| unreachable("timed out".into()))?
-            .map_err(|error| unreachable(error.to_string()))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| unreachable(error.to_string()))?;
-        tokio::spawn(connection.with_upgrades());
-        Ok(sender)
-    }
-}
-
-/// Where a node's agent listens.
-pub(super) struct Node {
-    pub(super) name: String,
-    pub(super) address: IpAddr,
-    pub(super) port: u16,
-}
 
 /// `GET pods/<name>/log`.
 ///
@@ -246,29 +186,6 @@ fn locate(registry: &Registry, context: &Context) -> Result<(Node, String), Stat
     Ok((agent_address(&found)?, container))
 }
 
-/// Where the agent of a node listens.
-///
-/// # Errors
-/// 503 while the node has not said.
-pub(super) fn agent_address(node: &Object) -> Result<Node, Status> {
-    let value = node.value();
-    let status = &value["status"];
-    let addresses = status["addresses"].as_array().into_iter().flatten();
-    let address = addresses
-        .filter(|address| matches!(address["type"].as_str(), Some("InternalIP" | "ExternalIP")))
-        .find_map(|address| address["address"].as_str().and_then(|text| text.parse().ok()))
-        .ok_or_else(|| Status::unavailable(format!("node {} has no InternalIP address yet", node.name)))?;
-    let port = status
-        .pointer("/daemonEndpoints/kubeletEndpoint/Port")
-        .and_then(Value::as_u64);
-    let port = port.and_then(|port| u16::try_from(port).ok()).unwrap_or(DEFAULT_PORT);
-    Ok(Node {
-        name: node.name.to_string(),
-        address,
-        port,
-    })
-}
-
 /// The container asked for; without one, the annotated default or the only one.
 fn choose_container(pod: &Value, params: &Params, object: &Object) -> Result<String, Status> {
     let named = |list: &str| -> Vec<&str> {
@@ -305,7 +222,7 @@ fn choose_container(pod: &Value, params: &Params, object: &Object) -> Result<Str
 fn agent_request(target: &str, node: &Node, headers: HeaderMap) -> Result<http::Request<Outgoing>, Status> {
     let nothing = Empty::new().map_err(|never| match never {}).boxed_unsync();
     let mut request = http::Request::get(target)
-        .header(header::HOST, SocketAddr::new(node.address, node.port).to_string())
+        .header(header::HOST, node.host())
         .body(nothing)
         .map_err(|error| Status::bad_request(format!("cannot be forwarded to the agent: {error}")))?;
     request.headers_mut().extend(headers);

@@ -1,7 +1,8 @@
 //! `proxy` of nodes, pods and services: the request goes on, as it is, to the agent, the pod or a pod of the service.
 //!
 //! The agent is spoken to with our client certificate, so that who may use `nodes/proxy` may do there what we may:
-//! authorization happens before, by the request's verb. Pods are spoken to in plain HTTP, from this machine.
+//! authorization happens before, by the request's verb. Pods are spoken to from this machine, in HTTP or, if the name asks for
+//! it, in HTTPS with whatever certificate they have, as in Kubernetes: only who may proxy gets here, and no secret goes there.
 //! Names are `name`, `name:port` or `scheme:name:port`, as in Kubernetes' API concepts.
 
 use std::net::{IpAddr, SocketAddr};
@@ -14,9 +15,12 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use super::anyone;
 use super::body::{self, Request, Response};
+use super::dial::agent_address;
 use super::node::{self, Outgoing};
 use super::route::ResourceRoute;
 use super::{Api, Context};
@@ -65,8 +69,8 @@ pub async fn forward(api: &Api, context: &Context, mut request: Request) -> Resu
     let name = Name::parse(&route.name)?;
     let (mut sender, host) = match route.resource.key {
         "nodes" => dial_node(api, context, &name).await?,
-        "pods" => dial(pod_address(&api.registry, context, &name)?).await?,
-        _ => dial(service_address(&api.registry, context, &name)?).await?,
+        "pods" => dial(pod_address(&api.registry, context, &name)?, name.tls).await?,
+        _ => dial(service_address(&api.registry, context, &name)?, name.tls).await?,
     };
     let upgrade = request.headers().contains_key(header::UPGRADE);
     let outgoing = outgoing(&mut request, &route.rest, &host, upgrade)?;
@@ -150,16 +154,16 @@ fn passed_on(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
 struct Name<'a> {
     name: &'a str,
     port: &'a str,
+    tls: bool,
 }
 
 impl<'a> Name<'a> {
     fn parse(text: &'a str) -> Result<Self, Status> {
+        let named = |name, port, tls| Ok(Name { name, port, tls });
         match *text.split(':').collect::<Vec<_>>() {
-            [name] => Ok(Name { name, port: "" }),
-            [name, port] | ["http" | "", name, port] => Ok(Name { name, port }),
-            ["https", ..] => Err(Status::bad_request(format!(
-                "{text:?}: pods and services are proxied over plain http only"
-            ))),
+            [name] => named(name, "", false),
+            [name, port] | ["http" | "", name, port] => named(name, port, false),
+            ["https", name, port] => named(name, port, true),
             _ => Err(Status::bad_request(format!("invalid proxy request {text:?}"))),
         }
     }
@@ -171,28 +175,43 @@ impl<'a> Name<'a> {
 
 async fn dial_node(api: &Api, context: &Context, name: &Name<'_>) -> Result<(SendRequest<Outgoing>, String), Status> {
     let object = api.registry.get(context.route.resource, "", name.name)?;
-    let node = node::agent_address(&object)?;
+    let node = agent_address(&object)?;
     if !name.port.is_empty() && name.number() != Some(node.port) {
         return Err(Status::bad_request(format!(
             "only the agent of node {} is proxied, on its port {}, not {:?}",
             node.name, node.port, name.port
         )));
     }
-    let host = SocketAddr::new(node.address, node.port).to_string();
-    Ok((api.nodes.dial(&node).await?, host))
+    Ok((api.nodes.dial(&node).await?, node.host()))
 }
 
-async fn dial(address: SocketAddr) -> Result<(SendRequest<Outgoing>, String), Status> {
+async fn dial(address: SocketAddr, tls: bool) -> Result<(SendRequest<Outgoing>, String), Status> {
     let failed = |what: String| bad_gateway(format!("error dialing {address}: {what}"));
-    let stream = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(address))
+    let connect = async {
+        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        if tls {
+            let stream = anyone::connect(address.ip(), stream).await?;
+            return speak(stream).await;
+        }
+        speak(stream).await
+    };
+    let sender = tokio::time::timeout(DIAL_TIMEOUT, connect)
         .await
         .map_err(|_| failed("timed out".into()))?
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(failed)?;
+    Ok((sender, address.to_string()))
+}
+
+/// HTTP over a connection.
+async fn speak<S>(stream: S) -> Result<SendRequest<Outgoing>, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|error| error.to_string())?;
     tokio::spawn(connection.with_upgrades());
-    Ok((sender, address.to_string()))
+    Ok(sender)
 }
 
 fn bad_gateway(message: String) -> Status {
@@ -296,13 +315,14 @@ mod tests {
     fn names_carry_scheme_and_port() {
         let parse = |text| {
             Name::parse(text)
-                .map(|name| (name.name, name.port))
+                .map(|name| (name.name, name.port, name.tls))
                 .map_err(|status| status.code)
         };
-        assert_eq!(parse("web"), Ok(("web", "")));
-        assert_eq!(parse("web:http"), Ok(("web", "http")));
-        assert_eq!(parse("http:web:"), Ok(("web", "")));
-        assert_eq!(parse("https:web:443"), Err(400));
+        assert_eq!(parse("web"), Ok(("web", "", false)));
+        assert_eq!(parse("web:http"), Ok(("web", "http", false)));
+        assert_eq!(parse("http:web:"), Ok(("web", "", false)));
+        assert_eq!(parse("https:web:443"), Ok(("web", "443", true)));
+        assert_eq!(parse("ftp:web:21"), Err(400));
         assert_eq!(parse("a:b:c:d"), Err(400));
     }
 
@@ -332,7 +352,17 @@ mod tests {
     #[test]
     fn a_service_port_is_found_by_name_and_number() {
         let service = json!({"spec": {"ports": [{"name": "http", "port": 80}, {"name": "admin", "port": 81}]}});
-        let find = |port| service_port(&service, &Name { name: "web", port }).map_err(|status| status.code);
+        let find = |port| {
+            service_port(
+                &service,
+                &Name {
+                    name: "web",
+                    port,
+                    tls: false,
+                },
+            )
+            .map_err(|status| status.code)
+        };
         assert_eq!(find(""), Ok("http"));
         assert_eq!(find("admin"), Ok("admin"));
         assert_eq!(find("81"), Ok("admin"));

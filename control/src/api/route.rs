@@ -77,7 +77,11 @@ impl Route {
         };
         check_scope(resource, namespace, name, method)?;
         let watch = watch_prefix || (params.flag("watch") == Some(true) && name.is_empty());
-        let verb = verb(method, name, watch)
+        // What a target lets one do is read, as far as access goes.
+        let options = sub == "proxy" && *method == Method::OPTIONS;
+        let verb = options
+            .then_some("get")
+            .or_else(|| verb(method, name, watch))
             .ok_or_else(|| Status::method_not_allowed(resource, &method.as_str().to_ascii_lowercase()))?;
         let verbs = subresource.map_or(resource.verbs, |sub| sub.verbs);
         if !verbs.contains(&verb) {
@@ -223,6 +227,12 @@ mod tests {
                 "/api/v1/namespaces/d/services/http:web:http/proxy/",
                 Ok(r#"delete services/proxy "d" "http:web:http"/"#),
             ),
+            (
+                "OPTIONS",
+                "/api/v1/namespaces/d/pods/p/proxy/x",
+                Ok(r#"get pods/proxy "d" "p"/x"#),
+            ),
+            ("OPTIONS", "/api/v1/namespaces/d/pods/p", Err(405)),
             ("GET", "/api/v1/namespaces/d/secrets/s/proxy", Err(404)),
             ("GET", "/api/v1/gadgets", Err(404)),
             ("GET", "/api/v1/namespaces/d/pods/p/nonsense", Err(404)),

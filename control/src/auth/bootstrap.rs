@@ -160,6 +160,7 @@ const NODE_PROXIER: Rules = &[
     ("", "events", "create,patch,update"),
     ("events.k8s.io", "events", "create,patch,update"),
     ("discovery.k8s.io", "endpointslices", "list,watch"),
+    ("networking.k8s.io", "servicecidrs", "list,watch"),
 ];
 
 const BASIC_USER: Rules = &[

@@ -53,6 +53,7 @@ pub(super) fn decide(cache: &Cache, node: &str, asked: &Attributes<'_>) -> Resul
         ("" | "events.k8s.io", "events", "") if WRITE.contains(&verb) => Ok(()),
         ("", "services" | "endpoints", "")
         | ("discovery.k8s.io", "endpointslices", "")
+        | ("networking.k8s.io", "servicecidrs", "")
         | ("node.k8s.io", "runtimeclasses", "")
         | ("storage.k8s.io", "csidrivers" | "storageclasses" | "volumeattachments", "")
             if READ.contains(&verb) =>

@@ -17,6 +17,7 @@ use super::intstr::{Round, scaled};
 use super::labels::matches;
 use super::metadata::{OwnerReference, metadata};
 use super::pods::{Pod, pod};
+use super::replicaset::REPLICATION_CONTROLLERS;
 use super::view::View;
 use crate::cache::{Event, Object};
 use crate::registry::time_text;
@@ -27,6 +28,9 @@ const REPLICA_SETS: &str = "apps/replicasets";
 const DEPLOYMENTS: &str = "apps/deployments";
 /// A pod that was evicted and is not seen to go after this time stays (`DeletionTimeout`).
 const DELETION_TIMEOUT: SignedDuration = SignedDuration::from_mins(2);
+
+const UNMANAGED: &str = "Some of the pods are not managed by a controller, so how many there should be is not known for them; \
+    only `minAvailable` as a number counts them.";
 
 /// The controller.
 pub struct Disruption;
@@ -48,7 +52,9 @@ impl Controller for Disruption {
                     }
                 }
             }
-            REPLICA_SETS | DEPLOYMENTS if replicas(event.previous.as_deref()) != replicas(Some(object)) => {
+            REPLICA_SETS | REPLICATION_CONTROLLERS | DEPLOYMENTS
+                if replicas(event.previous.as_deref()) != replicas(Some(object)) =>
+            {
                 let budgets = view.list(BUDGETS, Some(&object.namespace));
                 budgets.iter().for_each(|budget| add(Key::of(budget)));
             }
@@ -67,17 +73,31 @@ impl Controller for Disruption {
         let spec = budget.spec.clone().unwrap_or_default();
         let pods = selected(context.view, &key.namespace, &spec);
         let disrupted = disrupted(&budget, &pods, context.now.wall, &mut outcome);
-        let numbers = match expected(context.view, &key.namespace, &spec, &pods) {
-            Ok((expected, desired)) => Numbers::of(&pods, &disrupted, expected, desired),
+        let mut value = object.value();
+        let mut unmanaged = Vec::new();
+        let status = match expected(context.view, &key.namespace, &spec, &pods, &mut unmanaged) {
+            Ok((expected, desired)) => {
+                let numbers = Numbers::of(&pods, &disrupted, expected, desired);
+                let reason = match numbers.allowed > 0 {
+                    true => "SufficientPods",
+                    false => "InsufficientPods",
+                };
+                numbers.status(&value, &disrupted, (reason, ""), context.now.wall)
+            }
             Err(message) => {
-                outcome
-                    .notices
-                    .push(Notice::warning(&object, "CalculateExpectedPodCountFailed", message));
-                Numbers::default()
+                let reason = "CalculateExpectedPodCountFailed";
+                outcome.notices.push(Notice::warning(&object, reason, message.clone()));
+                let numbers = Numbers {
+                    allowed: 0,
+                    ..Numbers::said(&value)
+                };
+                numbers.status(&value, &disrupted, ("SyncFailed", &message), context.now.wall)
             }
         };
-        let mut value = object.value();
-        let status = numbers.status(&value, &disrupted, context.now.wall);
+        if !unmanaged.is_empty() {
+            let message = format!("{UNMANAGED} They are: {}.", unmanaged.join(", "));
+            outcome.notices.push(Notice::warning(&object, "UnmanagedPods", message));
+        }
         if value["status"] != status {
             value["status"] = status;
             outcome.update(&object, Some("status"), value);
@@ -135,31 +155,33 @@ fn expected(
     namespace: &str,
     spec: &PodDisruptionBudgetSpec,
     pods: &[Pod],
+    unmanaged: &mut Vec<String>,
 ) -> Result<(i32, i32), String> {
     let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
     match (&spec.max_unavailable, &spec.min_available) {
         (Some(unavailable), _) => {
-            let expected = scale(view, namespace, pods)?;
+            let expected = scale(view, namespace, pods, unmanaged)?;
             let allowed = scaled(unavailable, expected, Round::Up);
             Ok((expected, expected.saturating_sub(allowed).max(0)))
         }
         (None, Some(available @ IntOrString::Int(_))) => Ok((count(pods.len()), scaled(available, 0, Round::Up))),
         (None, Some(available)) => {
-            let expected = scale(view, namespace, pods)?;
+            let expected = scale(view, namespace, pods, unmanaged)?;
             Ok((expected, scaled(available, expected, Round::Up)))
         }
         (None, None) => Ok((count(pods.len()), 0)),
     }
 }
 
-/// Replicas of all controllers of the pods together.
-fn scale(view: &dyn View, namespace: &str, pods: &[Pod]) -> Result<i32, String> {
+/// Replicas of all controllers of the pods together. Pods that nobody replaces do not count, and are named.
+fn scale(view: &dyn View, namespace: &str, pods: &[Pod], unmanaged: &mut Vec<String>) -> Result<i32, String> {
     let mut counted: BTreeSet<String> = BTreeSet::new();
     let mut total: i32 = 0;
     for pod in pods {
         let name = &pod.metadata.name;
         let Some(owner) = pod.metadata.controller() else {
-            return Err(format!("found no controllers for pod {name:?}"));
+            unmanaged.push(name.clone());
+            continue;
         };
         let Some(found) = scaled_owner(view, namespace, owner) else {
             return Err(format!("found no controller ref for pod {name:?} that can be scaled"));
@@ -176,6 +198,7 @@ fn scale(view: &dyn View, namespace: &str, pods: &[Pod]) -> Result<i32, String> 
 fn scaled_owner(view: &dyn View, namespace: &str, owner: &OwnerReference) -> Option<Arc<Object>> {
     let resource = match owner.kind.as_str() {
         "ReplicaSet" => REPLICA_SETS,
+        "ReplicationController" => REPLICATION_CONTROLLERS,
         "Deployment" => DEPLOYMENTS,
         _ => return None,
     };
@@ -216,13 +239,29 @@ impl Numbers {
         }
     }
 
-    fn status(self, budget: &Value, disrupted: &BTreeMap<String, Timestamp>, now: Timestamp) -> Value {
-        let old = &budget["status"];
-        let (state, reason) = if self.allowed > 0 {
-            ("True", "SufficientPods")
-        } else {
-            ("False", "InsufficientPods")
+    /// What a budget's status says now.
+    fn said(budget: &Value) -> Self {
+        let number = |name: &str| {
+            let number = budget["status"][name].as_i64().unwrap_or(0);
+            i32::try_from(number).unwrap_or(0)
         };
+        Self {
+            expected: number("expectedPods"),
+            healthy: number("currentHealthy"),
+            desired: number("desiredHealthy"),
+            allowed: number("disruptionsAllowed"),
+        }
+    }
+
+    fn status(
+        self,
+        budget: &Value,
+        disrupted: &BTreeMap<String, Timestamp>,
+        (reason, message): (&str, &str),
+        now: Timestamp,
+    ) -> Value {
+        let old = &budget["status"];
+        let state = if self.allowed > 0 { "True" } else { "False" };
         let generation = &budget["metadata"]["generation"];
         let before = old["conditions"]
             .as_array()
@@ -237,7 +276,7 @@ impl Numbers {
             "currentHealthy": self.healthy,
             "desiredHealthy": self.desired,
             "expectedPods": self.expected,
-            "conditions": [{"type": "DisruptionAllowed", "status": state, "reason": reason, "message": "",
+            "conditions": [{"type": "DisruptionAllowed", "status": state, "reason": reason, "message": message,
                 "observedGeneration": generation, "lastTransitionTime": since}],
         });
         if !disrupted.is_empty() {
@@ -342,21 +381,41 @@ mod tests {
     }
 
     #[test]
-    fn without_a_scale_a_share_allows_nothing() {
-        let mut world = world(json!({"maxUnavailable": 1}), 1, 0);
-        world.memory.put(
-            "pods",
-            "d",
-            json!({"metadata": {"name": "bare", "labels": {"app": "web"}},
-            "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
-        );
+    fn replication_controllers_have_a_scale_and_bare_pods_have_none() {
+        let mut world = World::new(vec![Box::new(Disruption)]);
+        let owner = json!([{"kind": "ReplicationController", "name": "rc", "uid": "c", "controller": true}]);
+        let rc = json!({"metadata": {"name": "rc", "uid": "c"}, "spec": {"replicas": 4}});
+        world.memory.put(REPLICATION_CONTROLLERS, "d", rc);
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let pod = |name: &str, owners: &Value| {
+            json!({"metadata": {"name": name, "labels": {"app": "web"}, "ownerReferences": owners},
+                "status": {"phase": "Running", "conditions": ready}})
+        };
+        for name in ["a", "b", "c"] {
+            world.memory.put("pods", "d", pod(name, &owner));
+        }
+        let spec = json!({"maxUnavailable": "50%", "selector": {"matchLabels": {"app": "web"}}});
+        world
+            .memory
+            .put(BUDGETS, "d", json!({"metadata": {"name": "b"}, "spec": spec}));
+        world.settle();
+        assert_eq!(numbers(&world), [4, 3, 2, 1]);
+        world.memory.put("pods", "d", pod("bare", &json!([])));
+        world.settle();
+        assert_eq!(numbers(&world)[0], 4, "it does not count");
+        assert!(world.notices.iter().any(|(reason, _)| reason == "UnmanagedPods"));
+        let job = json!([{"kind": "Job", "name": "j", "uid": "j", "controller": true}]);
+        world.memory.put("pods", "d", pod("of-a-job", &job));
         world.settle();
         assert_eq!(numbers(&world)[3], 0);
-        assert!(
-            world
-                .notices
-                .iter()
-                .any(|(reason, _)| reason == "CalculateExpectedPodCountFailed")
+        assert_eq!(status(&world)["conditions"][0]["reason"], "SyncFailed");
+        world.memory.patch(
+            BUDGETS,
+            "d",
+            "b",
+            &json!({"spec": {"maxUnavailable": null, "minAvailable": 3}}),
         );
+        world.settle();
+        assert_eq!(numbers(&world), [5, 5, 3, 2], "a number needs no scale");
     }
 }

@@ -29,6 +29,8 @@ pub mod recorder;
 pub mod replicaset;
 pub mod runner;
 pub mod service_account;
+pub mod service_address;
+pub mod service_cidr;
 pub mod view;
 
 use std::collections::BTreeSet;
@@ -91,7 +93,10 @@ fn all(config: Config, registry: &Arc<Registry>) -> Vec<Box<dyn Controller>> {
     let mut all = endpoints::controllers();
     let others: Vec<Box<dyn Controller>> = vec![
         Box::new(deployment::Deployments),
-        Box::new(replicaset::ReplicaSets),
+        Box::new(replicaset::ReplicaSets::of_replica_sets()),
+        Box::new(replicaset::ReplicaSets::of_replication_controllers()),
+        Box::new(service_address::ServiceAddresses),
+        Box::new(service_cidr::ServiceRangesInUse),
         Box::new(service_account::ServiceAccounts {
             root_ca: config.authority.pem().clone(),
         }),

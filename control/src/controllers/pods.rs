@@ -137,6 +137,11 @@ impl Pod {
         self.ready_condition().is_some_and(|c| c.status == "True")
     }
 
+    /// When it last became ready, or ceased to be.
+    pub fn ready_changed(&self) -> Option<Timestamp> {
+        self.ready_condition()?.last_transition_time
+    }
+
     /// Since when it is ready.
     pub fn ready_since(&self) -> Option<Timestamp> {
         self.ready_condition()

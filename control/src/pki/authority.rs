@@ -5,13 +5,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jiff::{SignedDuration, Timestamp};
-use rcgen::{ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SigningKey as _};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 
-use super::{CertificateRequest, PkiError, error, load_pair, parse, set_validity};
+use super::{CertificateRequest, PkiError, error, load_pair, parse, set_validity, subject};
 
 /// Certificates hold from a little before they are made, for clocks that are behind.
 const BACKDATE: SignedDuration = SignedDuration::from_mins(5);
@@ -58,10 +60,7 @@ impl Authority {
         life: SignedDuration,
         now: Timestamp,
     ) -> Result<String, String> {
-        if request.groups.len() > 1 {
-            return Err("a subject with more than one organization cannot be signed by this authority".to_owned());
-        }
-        let mut granted = request.params;
+        let (subject, mut granted) = (request.subject, request.params);
         let params = &mut granted.params;
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
@@ -74,11 +73,25 @@ impl Authority {
         };
         let end = (now + life).as_second().min(self.not_after);
         set_validity(params, (now - backdate).as_second(), end);
-        granted
-            .signed_by(&self.issuer)
-            .map(|certificate| certificate.pem())
-            .map_err(|error| error.to_string())
+        let made = granted.signed_by(&self.issuer).map_err(|error| error.to_string())?;
+        let sign = |body: &[u8]| self.issuer.key().sign(body).map_err(|error| error.to_string());
+        subject::exchange(made.der(), subject::OF_CERTIFICATE, &subject, sign).map(|exact| pem("CERTIFICATE", &exact))
     }
+}
+
+/// RFC 7468.
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut rest = text.as_str();
+    let mut lines = format!("-----BEGIN {label}-----\n");
+    while !rest.is_empty() {
+        let (line, more) = rest.split_at(rest.len().min(64));
+        lines.push_str(line);
+        lines.push('\n');
+        rest = more;
+    }
+    lines.push_str(&format!("-----END {label}-----\n"));
+    lines
 }
 
 fn key_usage(name: &str) -> Option<KeyUsagePurpose> {
@@ -115,6 +128,49 @@ mod tests {
 
     use super::super::{PkiConfig, ensure};
     use super::*;
+
+    /// `Name`: SEQUENCE of SET of SEQUENCE of attribute (2.5.4.3, 2.5.4.10) and UTF8String.
+    fn name(attributes: &[(u8, &str)]) -> Vec<u8> {
+        let wrap = |tag: u8, content: Vec<u8>| [vec![tag, u8::try_from(content.len()).unwrap()], content].concat();
+        let attribute = |(kind, text): &(u8, &str)| {
+            let value = wrap(0x0c, text.as_bytes().to_vec());
+            wrap(0x31, wrap(0x30, [wrap(0x06, vec![0x55, 4, *kind]), value].concat()))
+        };
+        wrap(0x30, attributes.iter().flat_map(attribute).collect())
+    }
+
+    #[test]
+    fn a_user_of_many_groups_gets_all_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        ensure(dir.path(), &PkiConfig::new("n1", "https://192.0.2.1:6443")).unwrap();
+        let authority = Authority::load(dir.path()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let plain = CertificateParams::new(Vec::new())
+            .unwrap()
+            .serialize_request(&key)
+            .unwrap();
+        let wanted = name(&[(10, "developers"), (10, "operators"), (10, "night watch"), (3, "jane")]);
+        let sign = |body: &[u8]| key.sign(body).map_err(|error| error.to_string());
+        let request = subject::exchange(plain.der(), 1, &wanted, sign).unwrap();
+        let request = CertificateRequest::from_pem(pem("CERTIFICATE REQUEST", &request).as_bytes()).unwrap();
+        assert_eq!(request.groups, ["developers", "operators", "night watch"]);
+        let life = SignedDuration::from_mins(10);
+        let signed = authority
+            .sign(request, &["client auth"], life, Timestamp::now())
+            .unwrap();
+        let der = CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
+        let made = parse(&der).unwrap();
+        assert_eq!(made.subject().as_raw(), wanted);
+        let ca = CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap();
+        let trusted = rustls_pki_types::CertificateDer::from(ca.to_vec());
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(trusted).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let now = rustls_pki_types::UnixTime::now();
+        let verified = verifier.build().unwrap().verify_client_cert(&der, &[], now);
+        assert!(verified.is_ok(), "{verified:?}");
+    }
 
     #[test]
     fn what_it_grants_is_the_signers_not_the_requests() {

@@ -6,13 +6,15 @@ use std::net::IpAddr;
 use rcgen::{CertificateSigningRequestParams, DnType, DnValue, SanType};
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject as _;
-use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
+use x509_parser::prelude::{AttributeTypeAndValue, FromDer as _, X509CertificationRequest};
 
 /// A request that was parsed and whose signature holds.
 pub struct CertificateRequest {
     pub(super) params: CertificateSigningRequestParams,
     /// Common name of the subject.
     pub user: String,
+    /// The subject, in DER.
+    pub(super) subject: Vec<u8>,
     /// Organizations of the subject.
     pub groups: Vec<String>,
     /// DNS names.
@@ -32,7 +34,7 @@ impl CertificateRequest {
         let der = CertificateSigningRequestDer::from_pem_slice(pem)
             .map_err(|_| "PEM block type must be CERTIFICATE REQUEST".to_owned())?;
         let params = CertificateSigningRequestParams::from_der(&der).map_err(|error| error.to_string())?;
-        let groups = organizations(&der)?;
+        let (subject, groups) = subject(&der)?;
         let text = |value: &DnValue| match value {
             DnValue::PrintableString(text) => text.as_str().to_owned(),
             DnValue::Utf8String(text) => text.clone(),
@@ -42,6 +44,7 @@ impl CertificateRequest {
         let user = params.params.distinguished_name.get(&DnType::CommonName).map(text);
         let mut request = Self {
             user: user.unwrap_or_default(),
+            subject,
             groups,
             names: Vec::new(),
             ips: Vec::new(),
@@ -59,17 +62,16 @@ impl CertificateRequest {
     }
 }
 
-fn organizations(der: &[u8]) -> Result<Vec<String>, String> {
+/// The subject as it is, and its organizations.
+fn subject(der: &[u8]) -> Result<(Vec<u8>, Vec<String>), String> {
     let (_, request) = X509CertificationRequest::from_der(der).map_err(|error| error.to_string())?;
-    let organizations = request.certification_request_info.subject.iter_organization();
-    organizations
-        .map(|group| {
-            group
-                .as_str()
-                .map(str::to_owned)
-                .map_err(|error| format!("organization of the subject: {error}"))
-        })
-        .collect()
+    let subject = &request.certification_request_info.subject;
+    let organization = |group: &AttributeTypeAndValue<'_>| {
+        let text = group.as_str().map(str::to_owned);
+        text.map_err(|error| format!("organization of the subject: {error}"))
+    };
+    let groups: Result<_, String> = subject.iter_organization().map(organization).collect();
+    Ok((subject.as_raw().to_owned(), groups?))
 }
 
 #[cfg(test)]

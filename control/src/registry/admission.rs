@@ -1,10 +1,11 @@
 //! Admission: what is refused or filled in although each object alone is valid.
 //!
 //! The built-in plugins of Kubernetes that a cluster cannot do without: NamespaceLifecycle, ServiceAccount,
-//! DefaultTolerationSeconds, Priority, NodeRestriction, those for certificates, and the RBAC escalation check. Webhooks will be called from here.
+//! DefaultTolerationSeconds, Priority, NodeRestriction, DefaultIngressClass, those for certificates, and the RBAC escalation check. Webhooks will be called from here.
 
 pub(super) mod certificate;
 mod escalation;
+mod ingress;
 mod node;
 mod pod;
 
@@ -19,6 +20,9 @@ use crate::schema::Resource;
 /// Namespaces the cluster cannot lose.
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
 
+/// What a policy would forbid still gets through: whoever relies on it must know.
+const POLICIES_ARE_STORED: &str = "this version of hull stores network policies but does not enforce them";
+
 /// Admits a create; may fill in fields.
 pub(super) async fn create(
     registry: &Registry,
@@ -26,11 +30,17 @@ pub(super) async fn create(
     resource: &'static Resource,
     namespace: &str,
     object: &mut Value,
-    _options: &WriteOptions,
+    options: &WriteOptions,
 ) -> Result<(), Status> {
     node::create(registry, who, resource, object)?;
     if resource.key == certificate::KEY {
         certificate::create(who, resource, object)?;
+    }
+    if resource.key == "networking.k8s.io/ingresses" {
+        ingress::default_class(registry.cache(), object);
+    }
+    if resource.key == "networking.k8s.io/networkpolicies" {
+        options.warnings.push(POLICIES_ARE_STORED);
     }
     if resource.namespaced {
         namespace_is_open(registry, resource, namespace, text(object, "/metadata/name"))?;

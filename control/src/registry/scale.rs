@@ -54,9 +54,12 @@ pub(super) fn apply(resource: &'static Resource, object: &Value, scale: &Value) 
     Ok(new)
 }
 
-/// `metav1.LabelSelector` in the form of a query string.
+/// `metav1.LabelSelector`, or the plain map of labels of a ReplicationController, in the form of a query string.
 pub fn selector_text(selector: &Value) -> String {
     let mut parts = Vec::new();
+    for (key, value) in selector.as_object().into_iter().flatten() {
+        parts.extend(value.as_str().map(|value| format!("{key}={value}")));
+    }
     for (key, value) in selector["matchLabels"].as_object().into_iter().flatten() {
         parts.push(format!("{key}={}", value.as_str().unwrap_or_default()));
     }
@@ -97,5 +100,6 @@ mod tests {
             json!({"replicas": 2, "selector": "app=web,tier in (a,b),!old"})
         );
         assert_eq!(scale["metadata"].get("labels"), None);
+        assert_eq!(selector_text(&json!({"app": "web", "tier": "a"})), "app=web,tier=a");
     }
 }

@@ -81,7 +81,7 @@ pub(super) fn is_label_1035(text: &str) -> Result<(), String> {
     check(valid, text.len(), LABEL_MAX, LABEL_1035)
 }
 
-fn is_path_segment(text: &str) -> Result<(), String> {
+pub(super) fn is_path_segment(text: &str) -> Result<(), String> {
     match text {
         "." => Err("may not be '.'".to_owned()),
         ".." => Err("may not be '..'".to_owned()),

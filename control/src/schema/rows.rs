@@ -42,6 +42,11 @@ const fn sub(
 const CONNECT: &[&str] = &["create", "get"];
 /// What a proxy passes on: any request there is a verb for.
 const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
+/// Changes are counted, and there is no status.
+const COUNTED: Strategy = Strategy {
+    generation: true,
+    ..Strategy::PLAIN
+};
 const APPS_SCALE: Subresource = sub("scale", "autoscaling", "v1", "Scale", READ_WRITE);
 
 /// What most rows have in common.
@@ -236,6 +241,21 @@ pub(super) static ROWS: &[Resource] = &[
             generation: true,
             ..Strategy::PLAIN
         },
+        ..ROW
+    },
+    Resource {
+        kind: "ReplicationController",
+        plural: "replicationcontrollers",
+        singular: "replicationcontroller",
+        short_names: &["rc"],
+        categories: &["all"],
+        subresources: &[APPS_SCALE, sub("status", "", "v1", "ReplicationController", READ_WRITE)],
+        type_name: "io.k8s.api.core.v1.ReplicationController",
+        selectable_fields: &["status.replicas"],
+        key: "replicationcontrollers",
+        default: default::workload::replication_controller,
+        validate: validate::workload::replication_controller,
+        strategy: Strategy::WORKLOAD,
         ..ROW
     },
     Resource {
@@ -451,6 +471,78 @@ pub(super) static ROWS: &[Resource] = &[
             generation: true,
             ..Strategy::PLAIN
         },
+        ..ROW
+    },
+    Resource {
+        group: "networking.k8s.io",
+        kind: "IngressClass",
+        plural: "ingressclasses",
+        singular: "ingressclass",
+        namespaced: false,
+        type_name: "io.k8s.api.networking.v1.IngressClass",
+        key: "networking.k8s.io/ingressclasses",
+        default: default::networking::ingress_class,
+        validate: validate::ingress::ingress_class,
+        strategy: COUNTED,
+        ..ROW
+    },
+    Resource {
+        group: "networking.k8s.io",
+        kind: "Ingress",
+        plural: "ingresses",
+        singular: "ingress",
+        short_names: &["ing"],
+        subresources: &[sub("status", "networking.k8s.io", "v1", "Ingress", READ_WRITE)],
+        type_name: "io.k8s.api.networking.v1.Ingress",
+        key: "networking.k8s.io/ingresses",
+        validate: validate::ingress::ingress,
+        strategy: Strategy::WORKLOAD,
+        ..ROW
+    },
+    Resource {
+        group: "networking.k8s.io",
+        kind: "IPAddress",
+        plural: "ipaddresses",
+        singular: "ipaddress",
+        short_names: &["ip"],
+        namespaced: false,
+        type_name: "io.k8s.api.networking.v1.IPAddress",
+        selectable_fields: &[
+            "spec.parentRef.group",
+            "spec.parentRef.resource",
+            "spec.parentRef.namespace",
+            "spec.parentRef.name",
+        ],
+        key: "networking.k8s.io/ipaddresses",
+        name_rule: NameRule::PathSegment,
+        validate: validate::networking::ip_address,
+        strategy: COUNTED,
+        ..ROW
+    },
+    Resource {
+        group: "networking.k8s.io",
+        kind: "NetworkPolicy",
+        plural: "networkpolicies",
+        singular: "networkpolicy",
+        short_names: &["netpol"],
+        type_name: "io.k8s.api.networking.v1.NetworkPolicy",
+        key: "networking.k8s.io/networkpolicies",
+        default: default::networking::network_policy,
+        validate: validate::networking::network_policy,
+        strategy: COUNTED,
+        ..ROW
+    },
+    Resource {
+        group: "networking.k8s.io",
+        kind: "ServiceCIDR",
+        plural: "servicecidrs",
+        singular: "servicecidr",
+        namespaced: false,
+        subresources: &[sub("status", "networking.k8s.io", "v1", "ServiceCIDR", READ_WRITE)],
+        type_name: "io.k8s.api.networking.v1.ServiceCIDR",
+        key: "networking.k8s.io/servicecidrs",
+        validate: validate::networking::service_cidr,
+        strategy: Strategy::WORKLOAD,
         ..ROW
     },
     Resource {

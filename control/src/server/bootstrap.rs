@@ -31,6 +31,7 @@ pub(super) async fn run(
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     try_join_all(namespaces.map(|namespace| ensure(registry, &who, namespace, false))).await?;
     let mut objects: Vec<(Value, bool)> = vec![
+        (service_cidr(service_ranges), false),
         (service(service_ranges), false),
         (endpoints(advertise), true),
         (endpoint_slice(advertise), true),
@@ -100,6 +101,14 @@ fn service(ranges: ServiceRanges) -> Value {
             "type": "ClusterIP", "clusterIP": ranges.primary().nth(1).to_string(), "sessionAffinity": "None",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
         },
+    })
+}
+
+fn service_cidr(ranges: ServiceRanges) -> Value {
+    let ranges: Vec<String> = ranges.all().map(|range| range.to_string()).collect();
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"}, "spec": {"cidrs": ranges},
     })
 }
 

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -165,6 +165,37 @@ impl Cluster {
             .unwrap();
         Arc::new(config)
     }
+}
+
+/// The object that a request, which must succeed, answers with.
+pub fn ask(cluster: &Cluster, method: &str, path: &str, body: &Value) -> Value {
+    let kind = if method == "PATCH" {
+        "application/merge-patch+json"
+    } else {
+        "application/json"
+    };
+    let body = if body.is_null() {
+        String::new()
+    } else {
+        body.to_string()
+    };
+    let (code, object) = cluster.request(method, path, kind, body);
+    assert!((200..300).contains(&code), "{method} {path}: {code} {object}");
+    object
+}
+
+/// Waits until it holds.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The items of a list.
+pub fn items(list: &Value) -> &[Value] {
+    list["items"].as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 fn runtime() -> Runtime {

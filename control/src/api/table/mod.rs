@@ -6,6 +6,7 @@ mod access;
 mod age;
 mod config;
 mod event;
+mod ingress;
 mod network;
 mod node;
 mod pod;
@@ -78,10 +79,15 @@ fn printer(row: &Resource) -> &'static Printer {
         "pods" => &pod::PRINTER,
         "podtemplates" => &workload::POD_TEMPLATE,
         "apps/deployments" => &workload::DEPLOYMENT,
-        "apps/replicasets" => &workload::REPLICA_SET,
+        "apps/replicasets" | "replicationcontrollers" => &workload::REPLICA_SET,
         "services" => &network::SERVICE,
         "endpoints" => &network::ENDPOINTS,
         "discovery.k8s.io/endpointslices" => &network::ENDPOINT_SLICE,
+        "networking.k8s.io/ingresses" => &ingress::INGRESS,
+        "networking.k8s.io/ingressclasses" => &ingress::CLASS,
+        "networking.k8s.io/networkpolicies" => &network::POLICY,
+        "networking.k8s.io/servicecidrs" => &network::SERVICE_CIDR,
+        "networking.k8s.io/ipaddresses" => &network::IP_ADDRESS,
         "nodes" => &node::NODE,
         "namespaces" => &config::NAMESPACE,
         "configmaps" => &config::CONFIG_MAP,

@@ -1,4 +1,4 @@
-//! Services, Endpoints, EndpointSlices.
+//! Services, Endpoints, EndpointSlices, NetworkPolicies, ServiceCIDRs, IPAddresses.
 
 use std::collections::BTreeSet;
 
@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{AGE, Column, NAME, Printer, created, int, labels, list, name, or_none, text};
+use crate::registry::selector_text;
 
 /// Endpoints shown before `+ N more...`.
 const SHOWN: usize = 3;
@@ -38,6 +39,46 @@ pub(super) const ENDPOINT_SLICE: Printer = Printer {
     ],
     cells: endpoint_slice,
 };
+
+pub(super) const POLICY: Printer = Printer {
+    columns: &[NAME, Column::text("Pod-Selector"), AGE],
+    cells: policy,
+};
+
+pub(super) const SERVICE_CIDR: Printer = Printer {
+    columns: &[NAME, Column::text("CIDRs"), AGE],
+    cells: service_cidr,
+};
+
+pub(super) const IP_ADDRESS: Printer = Printer {
+    columns: &[NAME, Column::text("ParentRef"), AGE],
+    cells: ip_address,
+};
+
+fn policy(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![
+        name(object),
+        or_none(selector_text(&object["spec"]["podSelector"])),
+        created(object, now),
+    ]
+}
+
+fn service_cidr(object: &Value, now: Timestamp) -> Vec<Value> {
+    let ranges: Vec<&str> = list(object, "/spec/cidrs").iter().filter_map(Value::as_str).collect();
+    vec![name(object), json!(ranges.join(",")), created(object, now)]
+}
+
+/// `resource.group/namespace/name`, without what is empty.
+fn ip_address(object: &Value, now: Timestamp) -> Vec<Value> {
+    let part = |field: &str| text(object, &format!("/spec/parentRef/{field}"));
+    let resource = match part("group") {
+        "" => part("resource").to_owned(),
+        group => format!("{}.{group}", part("resource")),
+    };
+    let parts = [resource.as_str(), part("namespace"), part("name")];
+    let shown: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    vec![name(object), or_none(shown.join("/")), created(object, now)]
+}
 
 fn service(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![

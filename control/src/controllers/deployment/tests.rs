@@ -21,7 +21,7 @@ fn deployment(replicas: i32, image: &str) -> Value {
 }
 
 fn world() -> World {
-    World::new(vec![Box::new(Deployments), Box::new(ReplicaSets)])
+    World::new(vec![Box::new(Deployments), Box::new(ReplicaSets::of_replica_sets())])
 }
 
 fn get(world: &World) -> Value {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::index::Index;
-use super::{HEADLESS, MANAGED_BY, SERVICE_NAME, SERVICES, SLICES};
+use super::{HEADLESS, MANAGED_BY, SERVICE_NAME, SERVICES, SLICES, TRIGGER};
 use crate::cache::{Event, Object};
 use crate::controllers::controller::{Context, Controller, Key, Outcome, Write};
 use crate::controllers::metadata::controller_reference;
@@ -22,8 +22,6 @@ const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
 /// Endpoints used as a lock.
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
-/// Says when a pod changed, which is no property of the slice.
-const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Addresses of one subset and family that are mirrored.
 const MAX_ADDRESSES: usize = 1000;
 

@@ -3,6 +3,7 @@
 //! A service's endpoints are spread over slices of at most 100 with equal ports and one address family. An endpoint stays in
 //! its slice, so that a change of one pod rewrites one slice; and a change of one pod looks at its services alone.
 
+mod extras;
 mod hints;
 mod index;
 mod legacy;
@@ -29,6 +30,8 @@ const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 /// Marks endpoints of headless services.
 const HEADLESS: &str = "service.kubernetes.io/headless";
+/// Says when a pod or service changed, of which a slice tells.
+const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Where a node is.
 const ZONE: &str = "topology.kubernetes.io/zone";
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::extras::{Extras, WEIGHTS};
 use super::hints::Hints;
 use super::service::{Backend, EndpointPort, Service};
 use super::{HEADLESS, MANAGED_BY, MANAGER, SERVICE_NAME, SLICES};
@@ -53,14 +54,19 @@ pub fn reconcile(
             wanted.entry((family, Vec::new())).or_default();
         }
     }
-    let labels = labels(service);
+    let group_of = Shared {
+        service,
+        namespace,
+        labels: labels(service),
+        extras: Extras::of(service, backends, stored.is_empty()),
+    };
     let mut free: Vec<&Arc<Object>> = stored.iter().collect();
     for ((family, ports), endpoints) in wanted {
         let ports = Value::Array(ports.iter().map(EndpointPort::value).collect());
         let same = |slice: &Value| slice["addressType"] == *family && same_ports(&slice["ports"], &ports);
         let (mine, rest) = free.into_iter().partition(|o| same(&o.value()));
         free = rest;
-        reconcile_group(service, namespace, (&family, &ports, &labels), endpoints, mine, outcome);
+        group_of.reconcile(&family, &ports, endpoints, mine, outcome);
     }
     free.into_iter().for_each(|slice| outcome.delete(slice, None));
 }
@@ -79,42 +85,92 @@ fn same_ports(stored: &Value, wanted: &Value) -> bool {
     sorted(stored) == sorted(wanted)
 }
 
-fn reconcile_group(
-    service: &Service,
-    namespace: &str,
-    (family, ports, labels): (&str, &Value, &Map<String, Value>),
-    mut wanted: BTreeMap<String, Value>,
-    stored: Vec<&Arc<Object>>,
-    outcome: &mut Outcome,
-) {
-    let mut kept = stored.into_iter().map(|o| keep(o, &mut wanted)).collect::<Vec<_>>();
-    let mut rest = wanted.into_values().collect::<Vec<_>>();
-    // What is new goes where a write is due anyway, then into the fullest slices that have room.
-    kept.sort_by_key(|slice| (!slice.changed, std::cmp::Reverse(slice.endpoints.len())));
-    for slice in &mut kept {
-        let room = MAX_ENDPOINTS.saturating_sub(slice.endpoints.len()).min(rest.len());
-        slice.endpoints.extend(rest.drain(..room));
-    }
-    let needs_placeholder = rest.is_empty() && kept.iter().all(|slice| slice.endpoints.is_empty());
-    let mut placeholder = needs_placeholder;
-    for slice in &kept {
-        if slice.endpoints.is_empty() && !std::mem::take(&mut placeholder) {
-            outcome.delete(slice.object, None);
-        } else {
-            update(slice, labels, outcome);
+/// What all slices of a service have in common.
+struct Shared<'a> {
+    service: &'a Service,
+    namespace: &'a str,
+    labels: Map<String, Value>,
+    extras: Extras,
+}
+
+impl Shared<'_> {
+    fn reconcile(
+        &self,
+        family: &str,
+        ports: &Value,
+        mut wanted: BTreeMap<String, Value>,
+        stored: Vec<&Arc<Object>>,
+        outcome: &mut Outcome,
+    ) {
+        let mut kept = stored.into_iter().map(|o| keep(o, &mut wanted)).collect::<Vec<_>>();
+        let mut rest = wanted.into_values().collect::<Vec<_>>();
+        // What is new goes where a write is due anyway, then into the fullest slices that have room.
+        kept.sort_by_key(|slice| (!slice.changed, std::cmp::Reverse(slice.endpoints.len())));
+        for slice in &mut kept {
+            let room = MAX_ENDPOINTS.saturating_sub(slice.endpoints.len()).min(rest.len());
+            slice.endpoints.extend(rest.drain(..room));
+        }
+        let needs_placeholder = rest.is_empty() && kept.iter().all(|slice| slice.endpoints.is_empty());
+        let mut placeholder = needs_placeholder;
+        for slice in &kept {
+            if slice.endpoints.is_empty() && !std::mem::take(&mut placeholder) {
+                outcome.delete(slice.object, None);
+            } else {
+                self.update(slice, outcome);
+            }
+        }
+        let mut create = |endpoints: &[Value]| {
+            let object = self.slice(family, ports, endpoints);
+            outcome.write(Write::Create {
+                resource: SLICES.into(),
+                namespace: self.namespace.into(),
+                object,
+            });
+        };
+        rest.chunks(MAX_ENDPOINTS).for_each(&mut create);
+        if placeholder {
+            create(&[]);
         }
     }
-    let mut create = |endpoints: &[Value]| {
-        let object = slice(service, namespace, family, ports, labels, endpoints);
-        outcome.write(Write::Create {
-            resource: SLICES.into(),
-            namespace: namespace.into(),
-            object,
+
+    fn update(&self, slice: &Kept<'_>, outcome: &mut Outcome) {
+        let meta = &slice.stored["metadata"];
+        let before = slice.stored["endpoints"].as_array().map_or(&[][..], Vec::as_slice);
+        let weights = self.extras.weights(&slice.endpoints);
+        let same_weights = meta["annotations"][WEIGHTS].as_str() == weights.as_deref();
+        if before == slice.endpoints && meta["labels"].as_object() == Some(&self.labels) && same_weights {
+            return;
+        }
+        let mut annotations = meta["annotations"].as_object().cloned().unwrap_or_default();
+        self.extras.annotate(&mut annotations, before, &slice.endpoints);
+        let mut value = slice.stored.clone();
+        value["endpoints"] = slice.endpoints.as_slice().into();
+        value["metadata"]["labels"] = Value::Object(self.labels.clone());
+        match (annotations.is_empty(), value["metadata"].as_object_mut()) {
+            (true, Some(metadata)) => drop(metadata.remove("annotations")),
+            (false, Some(metadata)) => drop(metadata.insert("annotations".to_owned(), annotations.into())),
+            (_, None) => {}
+        }
+        outcome.update(slice.object, None, value);
+    }
+
+    fn slice(&self, family: &str, ports: &Value, endpoints: &[Value]) -> Value {
+        let meta = &self.service.metadata;
+        let mut metadata = json!({
+            "generateName": format!("{}-", meta.name),
+            "namespace": self.namespace,
+            "labels": self.labels,
+            "ownerReferences": [controller_reference("v1", "Service", &meta.name, &meta.uid)],
         });
-    };
-    rest.chunks(MAX_ENDPOINTS).for_each(&mut create);
-    if placeholder {
-        create(&[]);
+        let mut annotations = Map::new();
+        self.extras.annotate(&mut annotations, &[], endpoints);
+        if !annotations.is_empty() {
+            metadata["annotations"] = annotations.into();
+        }
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata,
+            "addressType": family, "endpoints": endpoints, "ports": ports,
+        })
     }
 }
 
@@ -141,41 +197,6 @@ fn keep<'a>(object: &'a Arc<Object>, wanted: &mut BTreeMap<String, Value>) -> Ke
         endpoints,
         changed,
     }
-}
-
-fn update(slice: &Kept<'_>, labels: &Map<String, Value>, outcome: &mut Outcome) {
-    let stored_labels = slice.stored["metadata"]["labels"].as_object();
-    let stored_endpoints = slice.stored["endpoints"].as_array().map_or(&[][..], Vec::as_slice);
-    if stored_endpoints != slice.endpoints || stored_labels != Some(labels) {
-        let mut value = slice.stored.clone();
-        value["endpoints"] = slice.endpoints.as_slice().into();
-        value["metadata"]["labels"] = Value::Object(labels.clone());
-        outcome.update(slice.object, None, value);
-    }
-}
-
-fn slice(
-    service: &Service,
-    namespace: &str,
-    family: &str,
-    ports: &Value,
-    labels: &Map<String, Value>,
-    endpoints: &[Value],
-) -> Value {
-    let meta = &service.metadata;
-    json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "generateName": format!("{}-", meta.name),
-            "namespace": namespace,
-            "labels": labels,
-            "ownerReferences": [controller_reference("v1", "Service", &meta.name, &meta.uid)],
-        },
-        "addressType": family,
-        "endpoints": endpoints,
-        "ports": ports,
-    })
 }
 
 fn labels(service: &Service) -> Map<String, Value> {

@@ -1,4 +1,5 @@
-//! Replica sets: exactly so many pods of a template. Kubernetes: "ReplicaSet".
+//! Replica sets, and replication controllers, their predecessors: exactly so many pods of a template. Kubernetes: "ReplicaSet",
+//! "ReplicationController".
 //!
 //! The view reads its own writes and a key is never reconciled while its writes are under way, so the count of pods seen
 //! is the count there is: no set of pending expectations is needed to never create too many.
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSetSpec;
+use k8s_openapi::api::core::v1::ReplicationControllerSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -25,11 +28,44 @@ use super::view::View;
 use crate::cache::{Event, Object};
 
 const REPLICA_SETS: &str = "apps/replicasets";
+/// Replication controllers.
+pub const REPLICATION_CONTROLLERS: &str = "replicationcontrollers";
 /// At most so many pods are created or deleted in one step.
 const BURST: usize = 500;
 
-/// The controller.
-pub struct ReplicaSets;
+/// What the two kinds differ in.
+#[derive(Clone, Copy)]
+struct Kind {
+    resource: &'static str,
+    version: &'static str,
+    kind: &'static str,
+    controller: &'static str,
+}
+
+/// The controller of one of the two kinds.
+pub struct ReplicaSets(Kind);
+
+impl ReplicaSets {
+    /// Of replica sets.
+    pub const fn of_replica_sets() -> Self {
+        Self(Kind {
+            resource: REPLICA_SETS,
+            version: "apps/v1",
+            kind: "ReplicaSet",
+            controller: "replicaset-controller",
+        })
+    }
+
+    /// Of replication controllers.
+    pub const fn of_replication_controllers() -> Self {
+        Self(Kind {
+            resource: REPLICATION_CONTROLLERS,
+            version: "v1",
+            kind: "ReplicationController",
+            controller: "replication-controller",
+        })
+    }
+}
 
 /// A decoded replica set.
 struct Set {
@@ -39,14 +75,22 @@ struct Set {
 }
 
 #[derive(Deserialize)]
-struct Body {
+struct Body<S> {
     metadata: Metadata,
-    spec: ReplicaSetSpec,
+    spec: S,
 }
 
 impl Set {
     fn new(object: Arc<Object>) -> Option<Self> {
-        let body: Body = object.typed().ok()?;
+        let body: Body<ReplicaSetSpec> = if &*object.resource == REPLICATION_CONTROLLERS {
+            let body: Body<ReplicationControllerSpec> = object.typed().ok()?;
+            Body {
+                metadata: body.metadata,
+                spec: as_replica_set(body.spec),
+            }
+        } else {
+            object.typed().ok()?
+        };
         Some(Self {
             object,
             meta: body.metadata,
@@ -59,27 +103,46 @@ impl Set {
     }
 }
 
+impl Kind {
+    fn owner(&self, set: &Set) -> Value {
+        controller_reference(self.version, self.kind, &set.meta.name, &set.meta.uid)
+    }
+}
+
+/// The selector of a replication controller is a map of labels; all else is the same.
+fn as_replica_set(spec: ReplicationControllerSpec) -> ReplicaSetSpec {
+    ReplicaSetSpec {
+        min_ready_seconds: spec.min_ready_seconds,
+        replicas: spec.replicas,
+        selector: LabelSelector {
+            match_labels: spec.selector,
+            ..LabelSelector::default()
+        },
+        template: spec.template,
+    }
+}
+
 impl Controller for ReplicaSets {
     fn name(&self) -> &'static str {
-        "replicaset-controller"
+        self.0.controller
     }
 
     fn keys(&self, view: &dyn View, event: &Event, add: &mut dyn FnMut(Key)) {
         match &*event.object.resource {
-            REPLICA_SETS => add(Key::of(&event.object)),
+            resource if resource == self.0.resource => add(Key::of(&event.object)),
             "pods" => {
                 let mut owned = false;
                 for object in std::iter::once(&event.object).chain(&event.previous) {
                     if object.index.owners.is_empty() {
                         continue;
                     }
-                    if let Some(owner) = metadata(object).controller().filter(|o| o.kind == "ReplicaSet") {
-                        add(Key::new(REPLICA_SETS, object.namespace.clone(), owner.name.as_str()));
+                    if let Some(owner) = metadata(object).controller().filter(|o| o.kind == self.0.kind) {
+                        add(Key::new(self.0.resource, object.namespace.clone(), owner.name.as_str()));
                         owned = true;
                     }
                 }
                 if !owned && event.object.index.owners.is_empty() {
-                    adopters(view, &event.object, add);
+                    self.adopters(view, &event.object, add);
                 }
             }
             _ => {}
@@ -88,90 +151,118 @@ impl Controller for ReplicaSets {
 
     fn reconcile(&mut self, context: &Context<'_>, key: &Key) -> Outcome {
         let mut outcome = Outcome::default();
-        let object = context.view.get(REPLICA_SETS, &key.namespace, &key.name);
+        let object = context.view.get(self.0.resource, &key.namespace, &key.name);
         let Some(set) = object.and_then(Set::new) else {
             return outcome;
         };
-        let pods = claim(context.view, &set, &mut outcome);
+        let pods = self.claim(context.view, &set, &mut outcome);
         if set.meta.deletion_timestamp.is_none() && outcome.operations.is_empty() {
-            resize(context, &set, &pods, &mut outcome);
+            self.resize(context, &set, &pods, &mut outcome);
         }
         write_status(context, &set, &pods, &mut outcome);
         outcome
     }
 }
 
-/// Replica sets that may adopt a pod without an owner.
-fn adopters(view: &dyn View, pod: &Object, add: &mut dyn FnMut(Key)) {
-    for object in view.list(REPLICA_SETS, Some(&pod.namespace)) {
-        if let Some(set) = Set::new(object.clone())
-            && labels::matches(Some(&set.spec.selector), pod)
-        {
-            add(Key::of(&object));
-        }
-    }
-}
-
 type Pods = Vec<(Arc<Object>, Pod)>;
 
-/// The set's active pods. Adoption and release come as operations; the next step sees the result.
-fn claim(view: &dyn View, set: &Set, outcome: &mut Outcome) -> Pods {
-    let mut mine = Vec::new();
-    let alive = set.meta.deletion_timestamp.is_none();
-    for object in view.dependents(&set.meta.uid) {
-        let Some(pod) = Some(&object).filter(|o| &*o.resource == "pods").and_then(|o| pod(o)) else {
-            continue;
-        };
-        if pod.metadata.controller().is_none_or(|o| o.uid != set.meta.uid) || !pod.is_active() {
-            continue;
-        }
-        if labels::matches(Some(&set.spec.selector), &*object) {
-            mine.push((object, pod));
-        } else if alive {
-            let mut released = object.value();
-            remove_owners(&mut released, |uid| uid == set.meta.uid);
-            outcome.update(&object, None, released);
+impl ReplicaSets {
+    /// Replica sets that may adopt a pod without an owner.
+    fn adopters(&self, view: &dyn View, pod: &Object, add: &mut dyn FnMut(Key)) {
+        for object in view.list(self.0.resource, Some(&pod.namespace)) {
+            if let Some(set) = Set::new(object.clone())
+                && labels::matches(Some(&set.spec.selector), pod)
+            {
+                add(Key::of(&object));
+            }
         }
     }
-    if alive {
-        adopt(view, set, outcome);
-    }
-    mine
-}
 
-fn adopt(view: &dyn View, set: &Set, outcome: &mut Outcome) {
-    for object in view.list("pods", Some(&set.object.namespace)) {
-        if !labels::matches(Some(&set.spec.selector), &*object) || owned_by(&object, &set.meta.uid) {
-            continue;
+    /// The set's active pods. Adoption and release come as operations; the next step sees the result.
+    fn claim(&self, view: &dyn View, set: &Set, outcome: &mut Outcome) -> Pods {
+        let mut mine = Vec::new();
+        let alive = set.meta.deletion_timestamp.is_none();
+        for object in view.dependents(&set.meta.uid) {
+            let Some(pod) = Some(&object).filter(|o| &*o.resource == "pods").and_then(|o| pod(o)) else {
+                continue;
+            };
+            if pod.metadata.controller().is_none_or(|o| o.uid != set.meta.uid) || !pod.is_active() {
+                continue;
+            }
+            if labels::matches(Some(&set.spec.selector), &*object) {
+                mine.push((object, pod));
+            } else if alive {
+                let mut released = object.value();
+                remove_owners(&mut released, |uid| uid == set.meta.uid);
+                outcome.update(&object, None, released);
+            }
         }
-        if pod(&object).is_some_and(|p| p.is_active() && p.metadata.controller().is_none()) {
-            let mut adopted = object.value();
-            let (name, uid) = (&set.meta.name, &set.meta.uid);
-            add_owner(&mut adopted, controller_reference("apps/v1", "ReplicaSet", name, uid));
-            outcome.update(&object, None, adopted);
+        if alive {
+            self.adopt(view, set, outcome);
+        }
+        mine
+    }
+
+    fn adopt(&self, view: &dyn View, set: &Set, outcome: &mut Outcome) {
+        for object in view.list("pods", Some(&set.object.namespace)) {
+            if !labels::matches(Some(&set.spec.selector), &*object) || owned_by(&object, &set.meta.uid) {
+                continue;
+            }
+            if pod(&object).is_some_and(|p| p.is_active() && p.metadata.controller().is_none()) {
+                let mut adopted = object.value();
+                add_owner(&mut adopted, self.0.owner(set));
+                outcome.update(&object, None, adopted);
+            }
+        }
+    }
+
+    fn resize(&self, context: &Context<'_>, set: &Set, pods: &Pods, outcome: &mut Outcome) {
+        let wanted = usize::try_from(set.spec.replicas.unwrap_or(1)).unwrap_or(0);
+        for _ in pods.len()..wanted.min(pods.len() + BURST) {
+            outcome.operations.push(self.creation(set));
+        }
+        if pods.len() > wanted {
+            let surplus = (pods.len() - wanted).min(BURST);
+            let nodes = relatives_by_node(context.view, set);
+            for victim in rank::rank(pods.clone(), &nodes, context.now.wall)
+                .into_iter()
+                .take(surplus)
+            {
+                outcome.operations.push(deletion(set, &victim.object));
+            }
+        }
+    }
+
+    fn creation(&self, set: &Set) -> Operation {
+        let mut template = set.object.value()["spec"]["template"].take();
+        let mut meta = json!({
+            "generateName": format!("{}-", set.meta.name),
+            "namespace": &*set.object.namespace,
+            "ownerReferences": [self.0.owner(set)],
+        });
+        for field in ["labels", "annotations", "finalizers"] {
+            let value = template["metadata"][field].take();
+            if !value.is_null() {
+                meta[field] = value;
+            }
+        }
+        let spec = template["spec"].take();
+        Operation {
+            write: Write::Create {
+                resource: "pods".into(),
+                namespace: set.object.namespace.clone(),
+                object: json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}),
+            },
+            announce: Some(Box::new(Announce {
+                success: Notice::normal(&set.object, "SuccessfulCreate", "Created pod: {}"),
+                failure: Notice::warning(&set.object, "FailedCreate", "Error creating: {}"),
+            })),
         }
     }
 }
 
 fn owned_by(object: &Object, uid: &str) -> bool {
     object.index.owners.iter().any(|owner| &**owner == uid)
-}
-
-fn resize(context: &Context<'_>, set: &Set, pods: &Pods, outcome: &mut Outcome) {
-    let wanted = usize::try_from(set.spec.replicas.unwrap_or(1)).unwrap_or(0);
-    for _ in pods.len()..wanted.min(pods.len() + BURST) {
-        outcome.operations.push(creation(set));
-    }
-    if pods.len() > wanted {
-        let surplus = (pods.len() - wanted).min(BURST);
-        let nodes = relatives_by_node(context.view, set);
-        for victim in rank::rank(pods.clone(), &nodes, context.now.wall)
-            .into_iter()
-            .take(surplus)
-        {
-            outcome.operations.push(deletion(set, &victim.object));
-        }
-    }
 }
 
 /// Active pods of all replica sets with the same owner, counted by node.
@@ -181,7 +272,7 @@ fn relatives_by_node(view: &dyn View, set: &Set) -> HashMap<String, usize> {
         None => vec![set.object.clone()],
     };
     let mut nodes = HashMap::new();
-    for sibling in siblings.iter().filter(|s| &*s.resource == REPLICA_SETS) {
+    for sibling in siblings.iter().filter(|s| s.resource == set.object.resource) {
         let dependents = view.dependents(&sibling.index.uid);
         let pods = dependents
             .iter()
@@ -192,33 +283,6 @@ fn relatives_by_node(view: &dyn View, set: &Set) -> HashMap<String, usize> {
         }
     }
     nodes
-}
-
-fn creation(set: &Set) -> Operation {
-    let mut template = set.object.value()["spec"]["template"].take();
-    let mut meta = json!({
-        "generateName": format!("{}-", set.meta.name),
-        "namespace": &*set.object.namespace,
-        "ownerReferences": [controller_reference("apps/v1", "ReplicaSet", &set.meta.name, &set.meta.uid)],
-    });
-    for field in ["labels", "annotations", "finalizers"] {
-        let value = template["metadata"][field].take();
-        if !value.is_null() {
-            meta[field] = value;
-        }
-    }
-    let spec = template["spec"].take();
-    Operation {
-        write: Write::Create {
-            resource: "pods".into(),
-            namespace: set.object.namespace.clone(),
-            object: json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}),
-        },
-        announce: Some(Box::new(Announce {
-            success: Notice::normal(&set.object, "SuccessfulCreate", "Created pod: {}"),
-            failure: Notice::warning(&set.object, "FailedCreate", "Error creating: {}"),
-        })),
-    }
 }
 
 fn deletion(set: &Set, victim: &Object) -> Operation {

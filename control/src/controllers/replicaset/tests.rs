@@ -18,7 +18,7 @@ fn set(replicas: i32) -> Value {
 }
 
 fn world() -> World {
-    World::new(vec![Box::new(ReplicaSets)])
+    World::new(vec![Box::new(ReplicaSets::of_replica_sets())])
 }
 
 fn status(world: &World) -> Value {

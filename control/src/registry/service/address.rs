@@ -59,9 +59,12 @@ impl Reservation<'_> {
             // Also one outside of today's ranges.
             Some(holder) if *holder == self.owner => return Ok(()),
             Some(_) => return Err(refuse("provided IP is already allocated".into()).into()),
+            None if self.others.follows_a_service(address) == Some(false) => {
+                return Err(refuse("provided IP is already allocated".into()).into());
+            }
             None => {}
         }
-        if !range.contains(address) {
+        if !range.contains(address) && !self.other_ranges(range).iter().any(|range| range.contains(address)) {
             let why = format!("the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}");
             return Err(refuse(why).into());
         }
@@ -70,7 +73,16 @@ impl Reservation<'_> {
         Ok(())
     }
 
+    /// An address of the cluster's range, or else of a ServiceCIDR that was added.
     fn any_address(&mut self, range: ServiceRange, seed: u32) -> Result<IpAddr, Refusal> {
+        let found = self.any_of(range, seed);
+        let mut others = self.other_ranges(range).into_iter().filter(|_| found.is_none());
+        found
+            .or_else(|| others.find_map(|other| self.any_of(other, seed)))
+            .ok_or_else(|| Refusal::Exhausted(format!("failed to allocate a serviceIP: range {range} is full")))
+    }
+
+    fn any_of(&mut self, range: ServiceRange, seed: u32) -> Option<IpAddr> {
         let usable = range.usable();
         let band = ((usable + 2) / 16).clamp(16, 256).min(usable);
         let upper = usable - band;
@@ -83,15 +95,22 @@ impl Reservation<'_> {
             .chain(1..=band)
             .filter(|offset| *offset != DNS_OFFSET && *offset != API_OFFSET);
         for address in free.map(|offset| range.nth(offset)) {
-            if let Entry::Vacant(free) = held.addresses.entry(address) {
+            if let Entry::Vacant(free) = held.addresses.entry(address)
+                && self.others.follows_a_service(address).is_none()
+            {
                 free.insert(self.owner.clone());
                 self.addresses.push(address);
-                return Ok(address);
+                return Some(address);
             }
         }
-        Err(Refusal::Exhausted(format!(
-            "failed to allocate a serviceIP: range {range} is full"
-        )))
+        None
+    }
+
+    /// The ranges of a family beside the cluster's own.
+    fn other_ranges(&self, own: ServiceRange) -> Vec<ServiceRange> {
+        let all = self.others.ranges().into_iter();
+        all.filter(|range| range.family() == own.family() && *range != own)
+            .collect()
     }
 }
 

@@ -19,6 +19,8 @@ use serde_json::Value;
 use super::metadata::{child_mut, text};
 use super::{Registry, Status};
 use crate::cache::Cache;
+use crate::controllers::service_address::{ADDRESSES, MANAGED_BY, MANAGER};
+use crate::controllers::service_cidr::RANGES;
 use crate::schema::{FieldError, Resource};
 
 pub use range::{ServiceRange, ServiceRanges};
@@ -36,9 +38,33 @@ pub struct ServiceAllocator {
     held: Mutex<Held>,
 }
 
+/// What stands in objects of their own: addresses that are taken, and ranges beside the cluster's.
+trait Others: Sync {
+    /// Whether the IPAddress of that name, if there is one, follows a service, and so what is held here.
+    fn follows_a_service(&self, address: IpAddr) -> Option<bool>;
+    /// The ranges of ServiceCIDRs that stay.
+    fn ranges(&self) -> Vec<ServiceRange>;
+}
+
+impl Others for Cache {
+    fn follows_a_service(&self, address: IpAddr) -> Option<bool> {
+        let object = self.get(ADDRESSES, "", &address.to_string())?;
+        Some(object.label(MANAGED_BY) == Some(MANAGER))
+    }
+
+    fn ranges(&self) -> Vec<ServiceRange> {
+        let objects = self.snapshot(RANGES);
+        let values = objects.iter().map(|object| object.value());
+        let staying = values.filter(|value| value["metadata"]["deletionTimestamp"].is_null());
+        let texts = staying.flat_map(|value| value["spec"]["cidrs"].as_array().cloned().unwrap_or_default());
+        texts.filter_map(|text| text.as_str()?.parse().ok()).collect()
+    }
+}
+
 /// What one write took; given back when dropped, unless kept.
 pub(super) struct Reservation<'a> {
     allocator: &'a ServiceAllocator,
+    others: &'a dyn Others,
     addresses: Vec<IpAddr>,
     ports: Vec<u16>,
     freed_addresses: Vec<IpAddr>,
@@ -95,9 +121,10 @@ impl ServiceAllocator {
         }
     }
 
-    fn reservation(&self, owner: Box<str>) -> Reservation<'_> {
+    fn reservation<'a>(&'a self, others: &'a dyn Others, owner: Box<str>) -> Reservation<'a> {
         Reservation {
             allocator: self,
+            others,
             addresses: Vec::new(),
             ports: Vec::new(),
             freed_addresses: Vec::new(),
@@ -146,10 +173,10 @@ impl Registry {
         new: &mut Value,
     ) -> Result<Reservation<'_>, Status> {
         if resource.key != "services" {
-            return Ok(self.services.reservation("".into()));
+            return Ok(self.services.reservation(&**self.cache(), "".into()));
         }
         self.services.load(self.cache());
-        let mut reservation = self.services.reservation(owner(new));
+        let mut reservation = self.services.reservation(&**self.cache(), owner(new));
         let seed = self.environment().below(u32::MAX);
         match reservation.fill(old, new, seed) {
             Ok(()) => Ok(reservation),

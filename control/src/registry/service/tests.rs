@@ -7,6 +7,19 @@ use super::*;
 const ONE: &str = "10.96.0.0/16";
 const TWO: &str = "10.96.0.0/16,fd00::/112";
 
+/// No objects beside the services: but the address 10.96.0.99 is somebody's, and there is a range that was added.
+struct Objects;
+
+impl Others for Objects {
+    fn follows_a_service(&self, address: IpAddr) -> Option<bool> {
+        (address.to_string() == "10.96.0.99").then_some(false)
+    }
+
+    fn ranges(&self) -> Vec<ServiceRange> {
+        vec!["10.200.0.0/28".parse().unwrap()]
+    }
+}
+
 fn allocator(ranges: &str) -> ServiceAllocator {
     let allocator = ServiceAllocator::new(ranges.parse().unwrap());
     allocator.held.lock().loaded = true;
@@ -14,7 +27,7 @@ fn allocator(ranges: &str) -> ServiceAllocator {
 }
 
 fn give(allocator: &ServiceAllocator, old: Option<&Value>, service: &mut Value, seed: u32) -> Result<(), String> {
-    let mut reservation = allocator.reservation(owner(service));
+    let mut reservation = allocator.reservation(&Objects, owner(service));
     match reservation.fill(old, service, seed) {
         Ok(()) => {
             reservation.keep();
@@ -43,6 +56,11 @@ fn every_address_of_a_small_range_is_given_once() {
         give(&allocator, None, &mut new, number * 7919).unwrap();
         assert!(seen.insert(text(&new, "/spec/clusterIP").to_owned()));
     }
+    for number in 0..12 {
+        let mut new = service(&format!("t{number}"), json!({"type": "ClusterIP"}));
+        give(&allocator, None, &mut new, number).unwrap();
+        assert!(text(&new, "/spec/clusterIP").starts_with("10.200.0."), "{new}");
+    }
     let refused = give(&allocator, None, &mut service("last", json!({"type": "ClusterIP"})), 1).unwrap_err();
     assert!(refused.contains("is full"), "{refused}");
     assert!(!seen.contains("10.0.0.10") && !seen.contains("10.0.0.1"));
@@ -56,6 +74,12 @@ fn a_taken_address_is_refused_and_a_failed_write_gives_back() {
         spec["clusterIPs"] = json!([spec["clusterIP"]]);
         service(name, spec)
     };
+    let mut theirs = with("theirs", json!({"type": "ClusterIP", "clusterIP": "10.96.0.99"}));
+    let refused = give(&allocator, None, &mut theirs, 0).unwrap_err();
+    assert!(refused.contains("already allocated"), "{refused}");
+    let mut added = with("added", json!({"type": "ClusterIP", "clusterIP": "10.200.0.5"}));
+    give(&allocator, None, &mut added, 0).unwrap();
+    allocator.free("d/added", &["10.200.0.5".parse().unwrap()], &[]);
     let mut a = with("a", json!({"type": "ClusterIP", "clusterIP": "10.96.0.7"}));
     give(&allocator, None, &mut a, 0).unwrap();
     let mut b = with("b", json!({"type": "ClusterIP", "clusterIP": "10.96.0.7"}));

@@ -5,6 +5,7 @@
 
 pub(super) mod certificate;
 pub(super) mod endpoint;
+pub(super) mod networking;
 pub(super) mod pod;
 pub(super) mod rbac;
 pub(super) mod service;

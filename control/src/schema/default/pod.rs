@@ -250,7 +250,7 @@ fn qos_class(spec: &Value) -> &'static str {
 }
 
 /// Defaults of the template in a workload's spec.
-pub(super) fn template_of(spec: &mut Fields) {
+pub(in super::super) fn template_of(spec: &mut Fields) {
     let mut holder = Value::Object(std::mem::take(spec));
     if let Some(template) = member(&mut holder, "template")
         && let Some(spec) = template.get_mut("spec").and_then(Value::as_object_mut)

@@ -1,4 +1,4 @@
-//! Defaults of deployments and replica sets.
+//! Defaults of deployments, replica sets and replication controllers.
 
 use serde_json::{Map, Value, json};
 
@@ -43,6 +43,24 @@ pub(in super::super) fn replica_set(object: &mut Value) {
     template_of(spec);
 }
 
+/// Defaults of a ReplicationController: what it does not say it has from its template.
+pub(in super::super) fn replication_controller(object: &mut Value) {
+    let labels = object.pointer("/spec/template/metadata/labels").cloned();
+    if let Some(labels) = labels.filter(|labels| labels.as_object().is_some_and(|labels| !labels.is_empty())) {
+        for place in ["spec", "metadata"] {
+            let name = if place == "spec" { "selector" } else { "labels" };
+            let Some(fields) = object.get_mut(place).and_then(Value::as_object_mut) else {
+                continue;
+            };
+            let unset = fields.get(name).and_then(Value::as_object).is_none_or(Map::is_empty);
+            if unset {
+                fields.insert(name.to_owned(), labels.clone());
+            }
+        }
+    }
+    replica_set(object);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +83,16 @@ mod tests {
             "IfNotPresent"
         );
         assert_eq!(spec["template"]["spec"]["restartPolicy"], "Always");
+    }
+
+    #[test]
+    fn a_replication_controller_selects_what_it_makes() {
+        let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": []}});
+        let mut object = json!({"metadata": {"name": "r"}, "spec": {"template": template}});
+        replication_controller(&mut object);
+        assert_eq!(object["spec"]["selector"], json!({"a": "b"}));
+        assert_eq!(object["metadata"]["labels"], json!({"a": "b"}));
+        assert_eq!(object["spec"]["replicas"], 1);
     }
 
     #[test]

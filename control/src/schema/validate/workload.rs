@@ -1,4 +1,4 @@
-//! Validation of deployments, replica sets and pod templates.
+//! Validation of deployments, replica sets, replication controllers and pod templates.
 
 use serde_json::Value;
 
@@ -49,6 +49,29 @@ pub(in super::super) fn replica_set(object: &Value, old: Option<&Value>) -> Erro
     errors
 }
 
+/// Validates a ReplicationController, whose selector is a map of labels.
+pub(in super::super) fn replication_controller(object: &Value, old: Option<&Value>) -> Errors {
+    let mut errors = meta::object(object, old, NameRule::Subdomain, true);
+    let spec = &object["spec"];
+    not_negative(spec, "spec", "replicas", &mut errors);
+    not_negative(spec, "spec", "minReadySeconds", &mut errors);
+    meta::labels(spec, "spec.selector", "selector", &mut errors);
+    let mut pairs = super::map(spec, "selector").peekable();
+    if pairs.peek().is_none() {
+        errors.push(FieldError::required("spec.selector", ""));
+    }
+    if spec["template"].is_null() {
+        errors.push(FieldError::required("spec.template", ""));
+        return errors;
+    }
+    let metadata = &spec["template"]["metadata"];
+    if !pairs.all(|(key, value)| metadata["labels"][key] == *value) {
+        mismatch(metadata, "spec.template", &mut errors);
+    }
+    pods_of_replicas(&spec["template"], "spec.template", &mut errors);
+    errors
+}
+
 /// Validates a PodTemplate.
 pub(in super::super) fn pod_template(object: &Value, old: Option<&Value>) -> Errors {
     let mut errors = meta::object(object, old, NameRule::Subdomain, true);
@@ -75,16 +98,21 @@ fn replicated(spec: &Value, path: &str, errors: &mut Errors) {
     }
     let (metadata, path) = (&spec["template"]["metadata"], format!("{path}.template"));
     if !selector.is_null() && !meta::is_empty(selector) && !meta::matches(selector, metadata) {
-        let labels = if metadata["labels"].is_null() {
-            Value::Null
-        } else {
-            metadata["labels"].clone()
-        };
-        let detail = "`selector` does not match template `labels`";
-        errors.push(FieldError::invalid(format!("{path}.metadata.labels"), labels, detail));
+        mismatch(metadata, &path, errors);
     }
-    template(&spec["template"], &path, errors);
-    let policy = text(&spec["template"]["spec"], "restartPolicy");
+    pods_of_replicas(&spec["template"], &path, errors);
+}
+
+fn mismatch(metadata: &Value, path: &str, errors: &mut Errors) {
+    let detail = "`selector` does not match template `labels`";
+    let path = format!("{path}.metadata.labels");
+    errors.push(FieldError::invalid(path, metadata["labels"].clone(), detail));
+}
+
+/// A template of pods that are replaced when they end: they never end by themselves.
+fn pods_of_replicas(pods: &Value, path: &str, errors: &mut Errors) {
+    template(pods, path, errors);
+    let policy = text(&pods["spec"], "restartPolicy");
     if !matches!(policy, "" | "Always") {
         errors.push(FieldError::not_supported(
             format!("{path}.spec.restartPolicy"),
@@ -92,7 +120,7 @@ fn replicated(spec: &Value, path: &str, errors: &mut Errors) {
             &["Always"],
         ));
     }
-    if !spec["template"]["spec"]["activeDeadlineSeconds"].is_null() {
+    if !pods["spec"]["activeDeadlineSeconds"].is_null() {
         let detail = "activeDeadlineSeconds in ReplicaSet is not Supported";
         errors.push(FieldError::forbidden(
             format!("{path}.spec.activeDeadlineSeconds"),
@@ -212,6 +240,22 @@ mod tests {
         );
         let errors = check(|spec| spec["template"]["spec"]["containers"][0]["image"] = json!(""));
         assert_eq!(errors, ["spec.template.spec.containers[0].image: Required value"]);
+    }
+
+    #[test]
+    fn replication_controllers() {
+        let check = |selector: Value| {
+            let template =
+                json!({"metadata": {"labels": {"a": "1"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+            let spec = json!({"selector": selector, "template": template});
+            let mut object = json!({"metadata": {"name": "r", "namespace": "n"}, "spec": spec});
+            default::pod::template_of(object["spec"].as_object_mut().unwrap());
+            let errors = replication_controller(&object, None);
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(check(json!({"a": "1"})), Vec::<String>::new());
+        assert!(check(json!({"a": "2"}))[0].contains("does not match template"));
+        assert_eq!(check(json!({})), ["spec.selector: Required value"]);
     }
 
     #[test]

@@ -191,3 +191,39 @@ fn a_pod_whose_labels_change_leaves() {
     world.settle();
     assert!(endpoints(&world).is_empty());
 }
+
+#[test]
+fn weights_and_the_time_of_the_change_are_annotations() {
+    const WEIGHTS: &str = "hull.dev/weights";
+    let annotation =
+        |world: &World, name: &str| world.memory.values(SLICES)[0]["metadata"]["annotations"][name].clone();
+    let mut world = world(plain());
+    add_pod(&mut world, "a", "10.244.0.2", 8080, true);
+    add_pod(&mut world, "b", "10.244.0.3", 8080, true);
+    add_pod(&mut world, "c", "10.244.0.4", 8080, true);
+    world.settle();
+    assert_eq!(annotation(&world, WEIGHTS), Value::Null);
+    let asks = |weight: &str| json!({"metadata": {"annotations": {"hull.dev/weight": weight}}});
+    for (pod, weight) in [("a", "7"), ("b", "0"), ("c", "257")] {
+        world.memory.patch("pods", "d", pod, &asks(weight));
+    }
+    world.settle();
+    assert_eq!(annotation(&world, WEIGHTS), r#"{"10.244.0.2":7}"#);
+    world.memory.patch("pods", "d", "b", &asks("256"));
+    world.settle();
+    assert_eq!(annotation(&world, WEIGHTS), r#"{"10.244.0.2":7,"10.244.0.3":256}"#);
+    for pod in ["a", "b"] {
+        let none = json!({"metadata": {"annotations": {"hull.dev/weight": null}}});
+        world.memory.patch("pods", "d", pod, &none);
+    }
+    let ready = json!([{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-02T03:04:05Z"}]);
+    world
+        .memory
+        .patch("pods", "d", "a", &json!({"status": {"conditions": ready}}));
+    world.settle();
+    assert_eq!(annotation(&world, WEIGHTS), Value::Null);
+    assert_eq!(annotation(&world, TRIGGER), "2026-01-02T03:04:05Z");
+    world.memory.remove("pods", "d", "c");
+    world.settle();
+    assert_eq!(annotation(&world, TRIGGER), Value::Null, "nobody knows when a pod went");
+}
