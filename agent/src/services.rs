@@ -7,6 +7,8 @@
 
 mod addresses;
 mod catalogue;
+pub mod host_ports;
+mod ranges;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -26,6 +28,8 @@ use crate::proxy::edge::health::HealthServers;
 use crate::proxy::{self, Group, NodeView, Proxy, Rejected, Report, ServiceName};
 use addresses::Changes;
 use catalogue::Catalogue;
+use host_ports::Mappings;
+use ranges::ServiceCidrs;
 
 /// Under what name the groups of the cluster's DNS addresses are kept: no service has an empty namespace.
 const DNS: &str = "dns";
@@ -48,6 +52,8 @@ pub struct ServiceSync {
     pub node_port_addresses: Vec<Cidr>,
     /// What the API server has of this node: its zone.
     pub own: watch::Receiver<Own>,
+    /// Ports of the node that lead to pods.
+    pub host_ports: watch::Receiver<Mappings>,
     /// Where operators are told of services that cannot be served.
     pub events: Recorder,
     /// What became of it, for metrics.
@@ -60,7 +66,8 @@ impl ServiceSync {
         let mut services = self.api.follow("/api/v1/services".to_owned(), String::new());
         let slices = "/apis/discovery.k8s.io/v1/endpointslices".to_owned();
         let mut slices = self.api.follow(slices, String::new());
-        let mut own = self.own.clone();
+        let mut ranges = self.api.follow(ranges::PATH.to_owned(), String::new());
+        let (mut own, mut host_ports) = (self.own.clone(), self.host_ports.clone());
         let changes = match Changes::listen() {
             Ok(changes) => changes,
             Err(error) => {
@@ -70,6 +77,8 @@ impl ServiceSync {
         };
         let mut state = State {
             catalogue: Catalogue::default(),
+            ranges: ServiceCidrs::of_cluster(&self.view.service_cidrs),
+            mappings: Mappings::new(),
             told: HashSet::new(),
             synced: false,
             health: HealthServers::default(),
@@ -86,7 +95,12 @@ impl ServiceSync {
                     Some(event) => events.slices.push(event),
                     None => return,
                 },
+                event = ranges.recv() => match event {
+                    Some(event) => events.ranges.push(event),
+                    None => return,
+                },
                 Ok(()) = own.changed() => {}
+                Ok(()) = host_ports.changed() => {}
                 result = changes.next() => if let Err(error) = result {
                     tracing::error!(%error, "this machine's addresses were not followed");
                     return;
@@ -94,6 +108,8 @@ impl ServiceSync {
             }
             take_all(&mut services, &mut events.services);
             take_all(&mut slices, &mut events.slices);
+            take_all(&mut ranges, &mut events.ranges);
+            events.mappings = host_ports.borrow_and_update().clone();
             events.zone = own.borrow_and_update().zone.clone();
             let done = tokio::task::spawn_blocking(move || {
                 state.take(events);
@@ -121,12 +137,17 @@ fn take_all(events: &mut mpsc::Receiver<ListWatchEvent>, into: &mut Vec<ListWatc
 struct Events {
     services: Vec<ListWatchEvent>,
     slices: Vec<ListWatchEvent>,
+    ranges: Vec<ListWatchEvent>,
     zone: Option<String>,
+    mappings: Mappings,
 }
 
 struct State {
     sync: ServiceSync,
     catalogue: Catalogue,
+    ranges: ServiceCidrs,
+    /// Those of [`host_ports`] that the proxy has.
+    mappings: Mappings,
     /// What operators were told of services, so that they are told once.
     told: HashSet<(ServiceName, String)>,
     synced: bool,
@@ -142,6 +163,10 @@ impl State {
             self.catalogue.take_slice(event, &self.sync.view.name);
         }
         self.look_at_addresses();
+        if self.ranges.take(events.ranges) {
+            self.sync.view.service_cidrs = self.ranges.all();
+            self.catalogue.touch_all();
+        }
         if events.zone != self.sync.view.zone {
             self.sync.view.zone = events.zone;
             self.catalogue.touch_all();
@@ -150,7 +175,7 @@ impl State {
             self.sync.services.store(Arc::new(self.catalogue.services()));
         }
         if self.catalogue.is_complete() {
-            self.bring_up_to_date();
+            self.bring_up_to_date(events.mappings);
         }
     }
 
@@ -175,7 +200,7 @@ impl State {
         self.catalogue.touch_all();
     }
 
-    fn bring_up_to_date(&mut self) {
+    fn bring_up_to_date(&mut self, mappings: Mappings) {
         let began = std::time::Instant::now();
         let changed = self.catalogue.take_changed();
         let view = &self.sync.view;
@@ -183,6 +208,8 @@ impl State {
             .iter()
             .map(|name| (name.clone(), self.catalogue.groups(name, view)));
         let mut groups: BTreeMap<ServiceName, Vec<Group>> = groups.collect();
+        groups.extend(host_ports::difference(&self.mappings, &mappings));
+        self.mappings = mappings;
         let result = if self.synced {
             let changes = groups.iter().map(|(name, groups)| (name, groups.as_slice()));
             self.sync.proxy.update(changes)
@@ -227,7 +254,13 @@ impl State {
             let message = format!("{frontend} is not served on this node: {reason}");
             self.tell(service, "ServiceNotServed", message);
         }
+        let indirect = self.sync.edge.get().and_then(|edge| edge.no_direct_return());
         for name in changed {
+            let asks = self.catalogue.service(name).is_some_and(proxy::asks_direct_return);
+            if let (true, Some(why)) = (asks, indirect) {
+                let message = format!("backends on other nodes answer through this node: {why}");
+                self.tell(name, "DirectReturnImpossible", message);
+            }
             let wrong = self
                 .catalogue
                 .service(name)

@@ -96,3 +96,32 @@ fn connections_survive_an_agent_that_is_killed_and_started_again() {
     echo(&mut outward).unwrap();
     world.outside(|| ask_tcp(service)).unwrap();
 }
+
+#[test]
+fn connections_survive_an_upgrade_with_another_layout() {
+    let mut world = World::new();
+    let far = world.nodes[1].pod("far");
+    let pod = world.nodes[0].pod("a");
+    let (_far, _world) = (far.serve(8080, "far"), Server::start(&world.client, 8080, "world"));
+    let service = at(world.nodes[0].address(), 30080);
+    world.nodes[0].offer(&[Offer::node_port(30080, TCP, &[at(far.v4(), 8080)])]);
+    let (mut inward, _) = world.outside(|| connect(service)).unwrap();
+    let (mut outward, _) = pod.inside(|| connect(at(client(), 8080))).unwrap();
+
+    let node = &mut world.nodes[0];
+    node.kill();
+    node.layout += 1;
+    node.start();
+    edge_support::within(&node.namespace, || {
+        node.edge().adopt(std::slice::from_ref(&pod.edge)).unwrap();
+    });
+    assert_eq!(
+        node.streams(),
+        4 + 2,
+        "one is masqueraded on its way through, one only on its way out"
+    );
+    echo(&mut inward).unwrap();
+    echo(&mut outward).unwrap();
+    world.outside(|| ask_tcp(service)).unwrap();
+    pod.inside(|| ask_tcp(at(client(), 8080))).unwrap();
+}

@@ -4,6 +4,7 @@ mod edge_support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,27 @@ fn a_narrow_link_on_the_way_is_found_out_by_everyone() {
 }
 
 #[test]
+fn a_node_tells_its_pods_what_its_own_link_is_too_narrow_for() {
+    let mut world = World::new();
+    let (pod, far) = (world.nodes[0].pod("pod"), world.nodes[1].pod("far"));
+    let _far = far.serve(8080, "far");
+    // Both: what comes back would be lost on a link of which one end is narrower.
+    for node in ["1", "2"] {
+        world.ip(node, "link set eth0 mtu 1300\n");
+    }
+    for address in &far.addresses {
+        let known = pod.inside(|| {
+            much(connect(at(*address, 8080)).unwrap().0);
+            edge_support::run("ip", &["route", "get", &address.to_string()])
+        });
+        assert!(
+            known.contains("mtu 1300"),
+            "also what the kernel sends many packets at once: {known}"
+        );
+    }
+}
+
+#[test]
 fn ports_that_nobody_listens_on_are_told_through_every_translation() {
     let mut world = World::new();
     let pod = world.nodes[0].pod("pod");
@@ -76,6 +98,43 @@ fn ports_that_nobody_listens_on_are_told_through_every_translation() {
         let service = at(world.nodes[0].address6(), 30080);
         let refused = world.outside(|| ask_udp(service, 10)).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+/// Sends with so many hops, and gives back what the network says to it (ip(7) IP_RECVERR).
+fn expire(to: SocketAddr, hops: u32) -> Option<i32> {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is an int that lives during the call.
+    let set = unsafe {
+        let value = (&raw const on).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_RECVERR, value, 4)
+    };
+    assert_eq!(set, 0);
+    socket.set_ttl(hops).unwrap();
+    socket.connect(to).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.send(b"?").unwrap();
+    socket.recv(&mut [0; 64]).unwrap_err().raw_os_error()
+}
+
+#[test]
+fn a_route_that_is_too_long_is_told_through_every_translation() {
+    let mut world = World::new();
+    let (near, far) = (world.nodes[0].pod("near"), world.nodes[1].pod("far"));
+    let (_near, _far) = (near.serve(8080, "near"), far.serve(8080, "far"));
+    let service = at(world.nodes[0].address(), 30080);
+    // The router takes one hop, each node one: the packet ends on the last node.
+    for (server, hops) in [(&near, 2), (&far, 2), (&far, 3)] {
+        world.nodes[0].offer(&[Offer::node_port(30080, UDP, &[at(server.v4(), 8080)])]);
+        let said = world.outside(|| expire(service, hops));
+        assert_eq!(said, Some(libc::EHOSTUNREACH), "{hops} hops to {}", server.uid);
+        let answer = world.outside(|| ask_udp(service, 10)).unwrap();
+        assert_eq!(
+            answer.server,
+            server.uid.split('-').next().unwrap(),
+            "all the others go on"
+        );
     }
 }
 

@@ -5,12 +5,13 @@ mod edge_support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use edge_support::{
     CLIENT, CLIENT6, Closing, Offer, PATIENCE, SCTP, Server, TCP, UDP, World, ask_on, ask_tcp, ask_udp, connect,
     connect_from, echo, sctp,
 };
+use hull_agent::proxy::edge::{Attach, EdgeLimits};
 use hull_ebpf_types::edge::Reason;
 use hull_ebpf_types::{flag, scope};
 
@@ -238,6 +239,65 @@ fn affinity_keeps_a_client_with_its_backend() {
     let other = ask(&world);
     assert_eq!(other.len(), 1);
     assert_ne!(other, kept);
+}
+
+#[test]
+fn affinity_ends_when_the_client_stays_away() {
+    let mut world = World::new();
+    let pods: Vec<_> = (0..4).map(|number| world.nodes[0].pod(&format!("p{number}"))).collect();
+    let _servers: Vec<_> = pods.iter().map(|pod| pod.serve(8080, &pod.uid)).collect();
+    let backends: Vec<SocketAddr> = pods.iter().map(|pod| at(pod.v4(), 8080)).collect();
+    let service = at(world.nodes[0].address(), 30080);
+    let mut offer = Offer::node_port(30080, TCP, &backends);
+    offer.affinity = 10_800;
+    world.nodes[0].offer(std::slice::from_ref(&offer));
+    let ask = |away: u64| {
+        let servers = (0..16).map(|_| {
+            let server = world.outside(|| ask_tcp(service).unwrap().server);
+            world.nodes[0].age_clients(Duration::from_secs(away));
+            server
+        });
+        servers.collect::<BTreeSet<String>>()
+    };
+    assert_eq!(ask(10_790).len(), 1, "each use begins the time anew");
+    assert!(
+        ask(10_800).len() > 1,
+        "sixteen choices among four do not all fall on one"
+    );
+}
+
+/// The kernel forgets the least recently used: an open connection that is used outlasts any number of others.
+#[test]
+fn with_more_connections_than_entries_new_and_busy_ones_work() {
+    let limits = EdgeLimits {
+        streams: 1_024,
+        ..EdgeLimits::default()
+    };
+    let mut world = World::limited(Attach::probe(), limits);
+    let near = world.nodes[0].pod("near");
+    let _near = near.serve(8080, "near");
+    world.nodes[0].offer(&[Offer::node_port(30080, TCP, &[at(near.v4(), 8080)])]);
+    let service = at(world.nodes[0].address(), 30080);
+    world.outside(|| {
+        let (mut busy, _) = connect(service).unwrap();
+        let mut idle: Vec<_> = (0..20)
+            .flat_map(|_| {
+                let some: Vec<_> = (0..40).map(|_| connect(service).unwrap().0).collect();
+                echo(&mut busy).unwrap();
+                some
+            })
+            .collect();
+        assert!(world.nodes[0].streams() <= 1_024);
+        assert_eq!(world.nodes[0].counted(Reason::MapFull), 0);
+        let lost = idle.iter_mut().filter_map(|stream| echo(stream).err()).count();
+        assert!(lost > 0, "800 connections have 1,600 entries");
+        assert!(
+            world.nodes[0].counted(Reason::UnknownConnection) > 0,
+            "what is lost is counted"
+        );
+        echo(&mut busy).unwrap();
+        ask_tcp(service).unwrap();
+    });
 }
 
 #[test]

@@ -12,11 +12,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aya::maps;
 use hull_agent::observe::names::Names;
 use hull_agent::observe::snapshot::{Seen, named};
 use hull_agent::observe::trace::{self, Asked, Node, Trace};
 use hull_agent::observe::{ObserveConfig, Observer, unload};
-use hull_agent::proxy::{Backend, Frontend};
+use hull_agent::proxy::{Algorithm, Backend, Frontend};
+use hull_ebpf_types::{LAYOUT, Load, Member, ORIGINS, Origin};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::json;
@@ -250,18 +252,99 @@ fn the_balancer_sees_connections_come_and_go() {
     let backend = listener.local_addr().unwrap();
     let service = tcp(ADDRESS);
     let mut proxy = host.proxy();
-    apply(&mut proxy, [(service, to(&[backend]))]);
-    let observer = observer(&host);
-    let open = || {
-        let all = observer.observed().unwrap();
-        all.iter().map(|(_, _, load)| load.open).sum::<u32>()
+    let balanced = Balanced {
+        algorithm: Algorithm::LeastConnections,
+        ..to(&[backend])
     };
+    apply(&mut proxy, [(service, balanced)]);
+    let observer = observer(&host);
+    let member = Member {
+        service: 1,
+        endpoint: Backend::new(backend).endpoint,
+    };
+    let path = host.bpf_dir().join(format!("load_v{LAYOUT}"));
+    let counted = maps::Map::HashMap(maps::MapData::from_pin(path).unwrap());
+    let counted: maps::HashMap<_, Member, Load> = maps::HashMap::try_from(counted).unwrap();
+    let open = || counted.get(&member, 0).unwrap().open;
     let mut clients: Vec<TcpStream> = (0..5).map(|_| TcpStream::connect(service.address).unwrap()).collect();
     assert_eq!((open(), of(&observer, backend).open), (5, 5));
     clients.truncate(2);
     assert_eq!((open(), of(&observer, backend).open), (2, 2));
     clients.clear();
     assert_eq!((open(), of(&observer, backend).open), (0, 0));
+}
+
+/// Cookies of the sockets that have a place.
+fn places(host: &Host) -> Vec<u64> {
+    let path = host.bpf_dir().join(format!("origins_v{LAYOUT}"));
+    let map = maps::Map::Array(maps::MapData::from_pin(path).unwrap());
+    let places: maps::Array<_, Origin> = maps::Array::try_from(map).unwrap();
+    let places = (0..ORIGINS).map(|place| places.get(&place, 0).unwrap());
+    let taken = places.inspect(|place| assert_eq!(place.cookie == 0, place.claim == 0));
+    taken.map(|place| place.cookie).filter(|cookie| *cookie != 0).collect()
+}
+
+#[test]
+fn a_socket_gives_its_place_back_when_it_is_closed_and_its_connection_is_gone() {
+    let host = Host::enter();
+    let listener = TcpListener::bind(SocketAddr::from(loopback(2))).unwrap();
+    let backend = listener.local_addr().unwrap();
+    let service = tcp(ADDRESS);
+    let mut proxy = host.proxy();
+    apply(&mut proxy, [(service, to(&[backend]))]);
+    let one = TcpStream::connect(service.address).unwrap();
+    assert_eq!(places(&host).len(), 1);
+    drop(one);
+    assert_eq!(places(&host).len(), 0, "nobody observes: closing is enough");
+    drop(listener.accept().unwrap());
+
+    let observer = observer(&host);
+    let mut one = TcpStream::connect(service.address).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    one.set_nonblocking(true).unwrap();
+    while one.write(&[0; 65_536]).is_ok() {}
+    drop(one);
+    assert_eq!(places(&host).len(), 1, "there is something to send yet");
+    drop(server);
+    eventually("the end of the connection", || places(&host).is_empty());
+
+    let mut one = TcpStream::connect(service.address).unwrap();
+    drop(listener.accept().unwrap());
+    assert_eq!(one.read(&mut [0]).unwrap(), 0);
+    rustix::net::shutdown(&one, rustix::net::Shutdown::Write).unwrap();
+    eventually("the end of the connection", || of(&observer, backend).open == 0);
+    drop(one);
+    eventually("the end of the socket", || places(&host).is_empty());
+    assert_eq!(of(&observer, backend).opened, 2);
+}
+
+#[test]
+fn a_socket_whose_place_is_taken_is_known_all_the_same() {
+    let host = Host::enter();
+    let listener = TcpListener::bind(SocketAddr::from(loopback(2))).unwrap();
+    let backend = listener.local_addr().unwrap();
+    let service = tcp(ADDRESS);
+    let mut proxy = host.proxy();
+    apply(&mut proxy, [(service, to(&[backend]))]);
+    let observer = observer(&host);
+    let path = host.bpf_dir().join(format!("origins_v{LAYOUT}"));
+    let map = maps::Map::Array(maps::MapData::from_pin(path).unwrap());
+    let mut origins: maps::Array<_, Origin> = maps::Array::try_from(map).unwrap();
+    for place in 0..ORIGINS {
+        let stranger = Origin {
+            cookie: u64::MAX,
+            claim: 1,
+            ..Origin::default()
+        };
+        origins.set(place, stranger, 0).unwrap();
+    }
+    let client = TcpStream::connect(service.address).unwrap();
+    assert_eq!(client.peer_addr().unwrap(), service.address);
+    drop(listener.accept().unwrap());
+    assert_eq!(of(&observer, backend).open, 1);
+    drop(client);
+    eventually("the end of the connection", || of(&observer, backend).open == 0);
+    assert_eq!(origins.get(&7, 0).unwrap().claim, 1, "nobody's place was touched");
 }
 
 #[test]

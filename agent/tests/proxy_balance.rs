@@ -7,7 +7,7 @@ use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData};
 use hull_agent::proxy::{Algorithm, Frontend};
-use hull_ebpf_types::{LAYOUT, Load, Member, Service};
+use hull_ebpf_types::{LAYOUT, Load, Member, Offer};
 use support::proxy::{Balanced, apply, balanced, tcp};
 use support::{Host, Server, ask_tcp, loopback};
 
@@ -40,8 +40,8 @@ fn open<K: aya::Pod, V: aya::Pod>(dir: &Path, name: &str) -> HashMap<MapData, K,
 
 /// What the program that observes sockets would have written.
 fn set_load(dir: &Path, frontend: Frontend, server: &Server, open_now: u32, latency: u32) {
-    let services: HashMap<_, hull_ebpf_types::Frontend, Service> = open(dir, "services");
-    let service = services.get(&frontend.to_bpf(), 0).unwrap().id;
+    let services: HashMap<_, hull_ebpf_types::Frontend, Offer> = open(dir, "services");
+    let service = services.get(&frontend.to_bpf(), 0).unwrap().service.id;
     let endpoint = hull_agent::proxy::Backend::new(server.address).endpoint;
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let load = Load {

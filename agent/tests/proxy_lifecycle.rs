@@ -23,7 +23,7 @@ fn services_outlive_the_agent_and_are_adopted() {
     let mut proxy = host.proxy();
     apply(&mut proxy, [(kept, balanced(&[&one])), (dropped, balanced(&[&one]))]);
     let programs = program_ids(&host.bpf_dir());
-    assert_eq!(programs.len(), 10);
+    assert_eq!(programs.len(), 11);
 
     // As after kill -9: the descriptors are closed, nothing is undone.
     drop(proxy);

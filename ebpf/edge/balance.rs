@@ -2,25 +2,25 @@
 //! service's algorithm ([`crate::choice`]). Clients are told apart by their addresses.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use hull_ebpf_types::edge::Visitor;
-use hull_ebpf_types::{Affinity, Endpoint, Frontend, Member, Service, algorithm, flag, scope};
+use hull_ebpf_types::{Frontend, Service, algorithm, flag, scope};
 
 use crate::choice;
 use crate::maps::{ADDRESSES, AFFINITY, MEMBERS, SERVICES};
-use crate::packet::{Packet, TCP, UDP};
+use crate::packet::{Packet, TCP, V4_PREFIX};
+use crate::words;
 
 pub const SEND: u32 = 0;
 pub const REFUSE: u32 = 1;
 pub const DROP: u32 = 2;
 
-/// A reader may fall between the agent's writes and hold a set that is gone; the next look finds the new one.
-const ATTEMPTS: u32 = 2;
+const AGAIN: u32 = 3;
+
 const SECOND: u64 = 1_000_000_000;
-const ANYWHERE: [u32; 4] = [0; 4];
 
 /// Finds the service of the packet's destination, as it is offered to pods or to what comes from outside.
 #[inline(never)]
 pub fn find(packet: *mut Packet, outside: u32) -> u32 {
+    let pointer = packet;
     // SAFETY: the program's own packet.
     let packet = unsafe { &mut *packet };
     packet.frontend = Frontend {
@@ -29,65 +29,85 @@ pub fn find(packet: *mut Packet, outside: u32) -> u32 {
         protocol: packet.tuple.protocol,
         scope: if outside != 0 { scope::OUTSIDE } else { scope::INSIDE },
     };
-    if exactly(&packet.frontend, &mut packet.service) {
+    if exactly(pointer) != 0 {
         return 1;
     }
     // SAFETY: only whether the element exists is used: node ports are served on this address.
     if unsafe { ADDRESSES.get(&packet.tuple.destination) }.is_some() {
-        packet.frontend.address = ANYWHERE;
-        let found = exactly(&packet.frontend, &mut packet.service) && packet.service.flags & flag::NODE_PORT != 0;
-        return u32::from(found);
+        let [first, second, prefix, _] = packet.tuple.destination;
+        // SAFETY: part of the program's own packet.
+        unsafe { words::clear(&raw mut packet.frontend.address) };
+        // The unspecified address of IPv4 has its prefix all the same.
+        if first | second == 0 && prefix == V4_PREFIX {
+            packet.frontend.address[2] = V4_PREFIX;
+        }
+        let found = exactly(pointer);
+        return u32::from(found != 0 && packet.service.flags & flag::NODE_PORT != 0);
     }
     // A port of a cluster address that nobody serves.
     packet.frontend.port = 0;
     packet.frontend.protocol = 0;
-    u32::from(outside == 0 && exactly(&packet.frontend, &mut packet.service))
+    if outside == 0 { exactly(pointer) } else { 0 }
 }
 
-#[inline(always)]
-fn exactly(frontend: &Frontend, service: &mut Service) -> bool {
+/// Looks [`Packet::frontend`] up, into [`Packet::service`]; zero when there is none.
+#[inline(never)]
+fn exactly(packet: *mut Packet) -> u32 {
+    // SAFETY: the program's own packet.
+    let packet = unsafe { &mut *packet };
+    let Some(found) = SERVICES.get_ptr(&packet.frontend) else {
+        return 0;
+    };
     // SAFETY: the element is copied at once, and its own key tells whether it was reused meanwhile.
-    match unsafe { SERVICES.get(frontend) } {
-        None => return false,
-        Some(found) => *service = *found,
-    }
-    service.frontend == *frontend
+    unsafe { words::copy(&raw const (*found).service, &raw mut packet.service) };
+    u32::from(packet.service.frontend == packet.frontend)
 }
 
 /// Chooses for [`Packet::service`], into [`Packet::endpoint`].
+///
+/// It may fall between the agent's writes and hold a set that is gone; the next look finds the new one.
 #[inline(never)]
 pub fn choose(packet: *mut Packet) -> u32 {
+    let choice = words::blur(packet, choose_once(packet, false));
+    if choice != AGAIN {
+        return choice;
+    }
+    if exactly(packet) == 0 {
+        return REFUSE;
+    }
+    match words::blur(packet, choose_once(packet, true)) {
+        AGAIN => REFUSE,
+        choice => choice,
+    }
+}
+
+#[inline(always)]
+fn choose_once(packet: *mut Packet, any: bool) -> u32 {
+    let pointer = packet;
     // SAFETY: the program's own packet.
     let packet = unsafe { &mut *packet };
-    let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        attempt += 1;
-        let service = packet.service;
-        if service.count == 0 {
-            let elsewhere = service.flags & flag::ELSEWHERE != 0 && packet.frontend.scope == scope::OUTSIDE;
-            return if elsewhere { DROP } else { REFUSE };
-        }
-        let visitor = Visitor {
-            address: packet.tuple.source,
-            service: service.id,
+    if packet.service.count == 0 {
+        let elsewhere = packet.service.flags & flag::ELSEWHERE != 0 && packet.frontend.scope == scope::OUTSIDE;
+        return if elsewhere { DROP } else { REFUSE };
+    }
+    if words::blur(pointer, stays(pointer)) == 0 {
+        let client = words::blur(pointer, client_hash(packet));
+        let picked = if any {
+            choice::any(&packet.service, &mut packet.endpoint)
+        } else {
+            choice::pick(&packet.service, client, &mut packet.endpoint)
         };
-        let kept = service.affinity != 0 && affine(&visitor, &service, &mut packet.endpoint);
-        if kept || choice::pick(&service, client_hash(packet), &mut packet.endpoint) {
-            if service.affinity != 0 {
-                stay(&visitor, &packet.endpoint);
-            }
-            return SEND;
-        }
-        if !exactly(&packet.frontend, &mut packet.service) {
-            break;
+        if words::blur(pointer, u32::from(picked)) == 0 {
+            return AGAIN;
         }
     }
-    REFUSE
+    note(pointer);
+    SEND
 }
 
 /// Whether a packet in the middle of a connection leads to the backend that its first one was led to.
 #[inline(always)]
-pub fn is_repeatable(service: &Service) -> bool {
+fn is_repeatable(service: &Service) -> bool {
     service.affinity != 0 || service.algorithm == algorithm::MAGLEV
 }
 
@@ -95,42 +115,51 @@ pub fn is_repeatable(service: &Service) -> bool {
 #[inline(always)]
 fn client_hash(packet: &Packet) -> u32 {
     let [a, b, c, d] = packet.tuple.source;
-    let mut client = (u64::from(a ^ c) << 32 | u64::from(b)) ^ u64::from(d).wrapping_mul(0x9e37_79b9);
-    if packet.tuple.protocol == UDP {
-        client ^= u64::from(packet.tuple.source_port) << 40;
-    }
+    let client = (u64::from(a ^ c) << 32 | u64::from(b)) ^ u64::from(d).wrapping_mul(0x9e37_79b9);
+    let client = client ^ u64::from(packet.client_port) << 40;
     choice::hash(client)
 }
 
-#[inline(always)]
-fn affine(visitor: &Visitor, service: &Service, endpoint: &mut Endpoint) -> bool {
+/// Whether the client has a backend by affinity, then in [`Packet::endpoint`].
+#[inline(never)]
+fn stays(packet: *mut Packet) -> u32 {
+    // SAFETY: the program's own packet.
+    let packet = unsafe { &mut *packet };
+    if packet.service.affinity == 0 {
+        return 0;
+    }
+    packet.visitor.address = packet.tuple.source;
+    packet.visitor.service = packet.service.id;
+    let Some(found) = AFFINITY.get_ptr(&packet.visitor) else {
+        return 0;
+    };
     // SAFETY: copied at once; a torn copy names no member of the service, or one of its backends.
-    let affinity = match unsafe { AFFINITY.get(visitor) } {
-        None => return false,
-        Some(affinity) => *affinity,
-    };
+    unsafe { words::copy(found, &raw mut packet.affinity) };
     // SAFETY: a helper without preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    *endpoint = affinity.endpoint;
-    let member = Member {
-        service: service.id,
-        endpoint: *endpoint,
-    };
+    let idle = unsafe { bpf_ktime_get_ns() }.wrapping_sub(packet.affinity.used);
+    if idle >= u64::from(packet.service.affinity) * SECOND {
+        return 0;
+    }
+    packet.member.service = packet.service.id;
+    packet.member.endpoint = packet.affinity.endpoint;
+    packet.endpoint = packet.affinity.endpoint;
     // SAFETY: only whether the element exists is used.
-    now.wrapping_sub(affinity.used) < u64::from(service.affinity) * SECOND && unsafe { MEMBERS.get(&member) }.is_some()
+    u32::from(unsafe { MEMBERS.get(&packet.member) }.is_some())
 }
 
-#[inline(always)]
-fn stay(visitor: &Visitor, endpoint: &Endpoint) {
-    // SAFETY: a helper without preconditions.
-    let used = unsafe { bpf_ktime_get_ns() };
-    let affinity = Affinity {
-        used,
-        endpoint: *endpoint,
-        zero: 0,
-    };
-    // Without memory for it the client merely has no affinity.
-    let _ = AFFINITY.insert(visitor, &affinity, 0);
+/// The client stays with [`Packet::endpoint`] from now on.
+#[inline(never)]
+fn note(packet: *mut Packet) -> u32 {
+    // SAFETY: the program's own packet.
+    let packet = unsafe { &mut *packet };
+    if packet.service.affinity != 0 {
+        // SAFETY: a helper without preconditions.
+        packet.affinity.used = unsafe { bpf_ktime_get_ns() };
+        packet.affinity.endpoint = packet.endpoint;
+        // Without memory for it the client merely has no affinity.
+        let _ = AFFINITY.insert(&packet.visitor, &packet.affinity, 0);
+    }
+    0
 }
 
 /// Whether the packet is one that a client of the service may have sent at any time.

@@ -2,84 +2,87 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use hull_ebpf_types::edge::{ENTERS, LEAVES, Reason, SourceRange, Track, track};
+use hull_ebpf_types::edge::{ENTERS, Reason, SourceRange, track};
 use hull_ebpf_types::{Service, flag};
 
 use crate::balance;
 use crate::maps::{LOCAL, NODE, RANGES, SOURCES, UPLINKS, count};
-use crate::masquerade::masquerade;
 use crate::packet::{Packet, SCTP, TCP, UDP, WHOLE};
-use crate::rewrite::{New, replace_destination, replace_source};
-use crate::track::{find, follow, insert, is_outdated, is_over, now, opposite, remove};
-use crate::verdict::{DIRECT_RETURN, DROP, FINAL, KEPT, REPLACED};
+use crate::rewrite::{New, replace_destination};
+use crate::track::{find, follow, forget, insert, is_outdated, is_over, now, reverse, set_key};
+use crate::verdict::{DIRECT_RETURN, DISGUISE, DISGUISED, DROP, FINAL, KEPT, REPLACED};
+use crate::words;
 
 const WHOLE_ADDRESS: u32 = 128;
+
+/// To be done with [`Packet::track`].
+const FOLLOW: u32 = u32::MAX;
 
 /// `interface` is the uplink that the packet came in by; zero for a pod's.
 #[inline(never)]
 pub fn destination(skb: *mut __sk_buff, packet: *mut Packet, interface: u32) -> u32 {
+    let interface = words::blur(packet, interface);
+    let mut verdict = words::blur(packet, known(packet));
+    if verdict == KEPT {
+        verdict = words::blur(packet, serve(packet, interface));
+    }
+    if verdict == KEPT {
+        verdict = words::blur(packet, begin(packet, interface));
+    }
+    if verdict == FOLLOW {
+        verdict = apply(skb, packet);
+    }
+    verdict
+}
+
+/// What the packet's flow is known for.
+#[inline(never)]
+fn known(packet: *mut Packet) -> u32 {
     let pointer = packet;
     // SAFETY: callers pass the program's own packet.
     let packet = unsafe { &mut *packet };
-    packet.tuple.hook = ENTERS;
-    if let Some(found) = find(&packet.tuple) {
-        // SAFETY: copied at once.
-        let track = unsafe { *found };
-        let now = now();
-        if !is_outdated(packet, &track, now) {
-            follow(packet, found, &track, now);
-            return apply(skb, pointer, &track);
-        }
-        remove(&opposite(&packet.tuple, &track));
-        remove(&packet.tuple);
-    }
-    if packet.kind != WHOLE {
+    set_key(packet, ENTERS);
+    if find(pointer) == 0 {
         return KEPT;
     }
-    if let TCP | UDP | SCTP = packet.tuple.protocol {
-        let verdict = serve(skb, pointer, interface);
-        if verdict != KEPT {
-            return verdict;
-        }
+    if is_outdated(packet) {
+        forget(pointer);
+        return KEPT;
     }
-    if packet.begins() {
-        return begin(skb, pointer, interface);
-    }
-    KEPT
+    follow(pointer);
+    FOLLOW
 }
 
 #[inline(always)]
-fn apply(skb: *mut __sk_buff, packet: *mut Packet, track: &Track) -> u32 {
-    if track.flags & track::DIRECT_RETURN != 0 {
-        // SAFETY: callers pass the program's own packet.
-        unsafe { (*packet).hop = track.address };
+fn apply(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    let pointer = packet;
+    // SAFETY: callers pass the program's own packet.
+    let packet = unsafe { &mut *packet };
+    let flags = packet.track.flags;
+    if flags & track::DIRECT_RETURN != 0 {
+        packet.hop = packet.track.address;
         return DIRECT_RETURN;
     }
-    // SAFETY: as above.
-    unsafe {
-        (*packet).new = New {
-            address: track.address,
-            port: track.port,
-        };
+    packet.new = New {
+        address: packet.track.address,
+        port: packet.track.port,
+    };
+    if flags & track::SOURCE != 0 {
+        return DISGUISED;
     }
-    if track.flags & track::SOURCE != 0 {
-        replace_source(skb, packet);
-        return FINAL;
-    }
-    replace_destination(skb, packet);
-    if track.flags & track::FINAL != 0 {
-        FINAL
-    } else {
-        REPLACED
-    }
+    replace_destination(skb, pointer);
+    if flags & track::FINAL != 0 { FINAL } else { REPLACED }
 }
 
 /// A packet for a service that belongs to no known flow.
-#[inline(always)]
-fn serve(skb: *mut __sk_buff, packet: *mut Packet, interface: u32) -> u32 {
+#[inline(never)]
+fn serve(packet: *mut Packet, interface: u32) -> u32 {
     let pointer = packet;
     // SAFETY: callers pass the program's own packet.
     let packet = unsafe { &mut *packet };
+    if packet.kind != WHOLE || !matches!(packet.tuple.protocol, TCP | UDP | SCTP) {
+        return KEPT;
+    }
     if balance::find(pointer, interface) == 0 {
         return KEPT;
     }
@@ -88,7 +91,7 @@ fn serve(skb: *mut __sk_buff, packet: *mut Packet, interface: u32) -> u32 {
         return DROP;
     }
     let choice = if balance::may_choose(packet) {
-        balance::choose(pointer)
+        words::blur(pointer, balance::choose(pointer))
     } else {
         count(Reason::UnknownConnection);
         balance::REFUSE
@@ -109,83 +112,75 @@ fn serve(skb: *mut __sk_buff, packet: *mut Packet, interface: u32) -> u32 {
             return DROP;
         }
     }
-    lead(skb, pointer, interface)
+    lead(pointer, interface)
 }
 
-/// Writes the flow's tracks and the packet's new destination.
+/// Writes the flow's tracks.
 #[inline(always)]
-fn lead(skb: *mut __sk_buff, packet: *mut Packet, interface: u32) -> u32 {
-    let pointer = packet;
-    // SAFETY: callers pass the program's own packet.
-    let packet = unsafe { &*packet };
-    let (service, endpoint) = (&packet.service, &packet.endpoint);
-    // SAFETY: only whether the element exists is used.
-    let here = unsafe { LOCAL.get(&endpoint.address) }.is_some();
-    let direct = interface != 0 && !here && returns_directly(service);
-    let seen = now();
-    let mut track = Track {
-        seen,
-        address: endpoint.address,
-        port: endpoint.port,
-        flags: track::CHOSEN,
-        service: service.id,
-    };
-    if direct {
-        track.flags |= track::DIRECT_RETURN;
-    } else {
-        let mut flags = track::CHOSEN;
-        let itself = interface == 0 && endpoint.address == packet.tuple.source;
-        if itself || (interface != 0 && !here) {
-            flags |= track::MASQUERADE;
-        }
-        let back = Track {
-            seen,
-            address: packet.tuple.destination,
-            port: packet.tuple.destination_port,
-            flags,
-            service: service.id,
-        };
-        if !insert(&packet.tuple.opposite(&endpoint.address, endpoint.port), &back, 0) {
-            count(Reason::MapFull);
-            return DROP;
-        }
-    }
-    if !insert(&packet.tuple, &track, 0) {
-        count(Reason::MapFull);
-        return DROP;
-    }
-    apply(skb, pointer, &track)
-}
-
-/// The first packet of a flow for no service.
-#[inline(always)]
-fn begin(skb: *mut __sk_buff, packet: *mut Packet, interface: u32) -> u32 {
+fn lead(packet: *mut Packet, interface: u32) -> u32 {
     let pointer = packet;
     // SAFETY: callers pass the program's own packet.
     let packet = unsafe { &mut *packet };
-    let mut back = packet.tuple.reverse();
-    back.hook = LEAVES;
-    let now = now();
-    if let Some(found) = find(&back) {
-        // SAFETY: copied at once.
-        let held = unsafe { *found };
-        if held.flags & track::CHOSEN != 0 && !is_over(&back, &held, now) {
+    // SAFETY: only whether the element exists is used.
+    let here = unsafe { LOCAL.get(&packet.endpoint.address) }.is_some();
+    let direct = interface != 0 && !here && returns_directly(&packet.service);
+    let itself = interface == 0 && packet.endpoint.address == packet.tuple.source;
+    packet.track.seen = now();
+    packet.track.service = packet.service.id;
+    packet.track.flags = track::CHOSEN;
+    if !direct {
+        set_key(packet, ENTERS);
+        reverse(&mut packet.key);
+        packet.key.source = packet.endpoint.address;
+        packet.key.source_port = packet.endpoint.port;
+        packet.track.address = packet.tuple.destination;
+        packet.track.port = packet.tuple.destination_port;
+        if itself || (interface != 0 && !here) {
+            packet.track.flags |= track::MASQUERADE;
+        }
+        if insert(pointer, 0) == 0 {
+            count(Reason::MapFull);
+            return DROP;
+        }
+        packet.track.flags = track::CHOSEN;
+    } else {
+        packet.track.flags |= track::DIRECT_RETURN;
+    }
+    set_key(packet, ENTERS);
+    packet.track.address = packet.endpoint.address;
+    packet.track.port = packet.endpoint.port;
+    if insert(pointer, 0) == 0 {
+        count(Reason::MapFull);
+        return DROP;
+    }
+    FOLLOW
+}
+
+/// The first packet of a flow for no service.
+#[inline(never)]
+fn begin(packet: *mut Packet, interface: u32) -> u32 {
+    let pointer = packet;
+    // SAFETY: callers pass the program's own packet.
+    let packet = unsafe { &mut *packet };
+    if packet.kind != WHOLE || !packet.begins() {
+        return KEPT;
+    }
+    set_key(packet, ENTERS);
+    reverse(&mut packet.key);
+    if find(pointer) != 0 {
+        let (flags, seen) = (packet.track.flags, packet.track.seen);
+        if flags & track::CHOSEN != 0 && !is_over(&packet.key, flags, seen) {
             // A flow through a service to this very backend has the same ports: one of the two must look different.
-            return match masquerade(skb, pointer, 0, u32::from(track::SOURCE)) {
-                REPLACED => FINAL,
-                verdict => verdict,
-            };
+            return DISGUISE;
         }
     }
     if interface != 0 && comes_from_outside(packet) {
-        let identity = Track {
-            seen: now,
-            address: packet.tuple.destination,
-            port: packet.tuple.destination_port,
-            flags: track::IDENTITY,
-            service: 0,
-        };
-        if !insert(&back, &identity, 0) {
+        packet.track.seen = now();
+        packet.track.address = packet.tuple.destination;
+        packet.track.port = packet.tuple.destination_port;
+        packet.track.flags = track::IDENTITY;
+        packet.track.service = 0;
+        if insert(pointer, 0) == 0 {
             count(Reason::MapFull);
             return DROP;
         }
@@ -224,12 +219,16 @@ fn returns_directly(service: &Service) -> bool {
 /// An address of the node on which it can answer for a service.
 #[inline(always)]
 fn own_address(packet: &mut Packet, interface: u32) -> bool {
-    let address = &mut packet.endpoint.address;
     // SAFETY: elements are written whole; a torn one costs one packet.
-    match (unsafe { UPLINKS.get(&interface) }, NODE.get(0)) {
-        (Some(uplink), _) => *address = if packet.v6 != 0 { uplink.v6 } else { uplink.v4 },
-        (None, Some(node)) => *address = if packet.v6 != 0 { node.gateway6 } else { node.gateway4 },
-        (None, None) => return false,
-    }
+    let own = match (unsafe { UPLINKS.get(&interface) }, NODE.get(0), packet.v6) {
+        (Some(uplink), _, 0) => &raw const uplink.v4,
+        (Some(uplink), _, _) => &raw const uplink.v6,
+        (None, Some(node), 0) => &raw const node.gateway4,
+        (None, Some(node), _) => &raw const node.gateway6,
+        (None, None, _) => return false,
+    };
+    let address = &mut packet.endpoint.address;
+    // SAFETY: part of an element.
+    unsafe { words::copy(own, address) };
     address[3] != 0
 }

@@ -6,7 +6,7 @@ use aya_ebpf::macros::btf_map;
 use hull_ebpf_types::edge::{
     Fragment, Local, Node, Ports, RangeAddress, Reason, SourceRange, Track, Tuple, Uplink, Visitor,
 };
-use hull_ebpf_types::{Affinity, Backend, Chunk, Frontend, Load, Member, Service, Slot};
+use hull_ebpf_types::{Affinity, Backend, Chunk, Frontend, Load, Member, Offer, Slot};
 
 use crate::packet::Packet;
 
@@ -17,7 +17,7 @@ const PLACEHOLDER: usize = 1024;
 const REASONS: usize = Reason::NAMES.len();
 
 #[btf_map(name = "services")]
-pub static SERVICES: HashMap<Frontend, Service, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+pub static SERVICES: HashMap<Frontend, Offer, PLACEHOLDER, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "slots")]
 pub static SLOTS: HashMap<Slot, Backend, PLACEHOLDER, ON_DEMAND> = HashMap::new();

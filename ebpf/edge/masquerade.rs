@@ -3,53 +3,64 @@
 //! Ports come from a range in which the kernel picks none for the node's own sockets; one that a socket holds
 //! nevertheless is passed over.
 
+use core::mem::MaybeUninit;
+use core::num::NonZero;
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST, bpf_sock_tuple};
+use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
-use hull_ebpf_types::edge::{ENTERS, Node, Reason, Track, Tuple, Uplink, track};
+use hull_ebpf_types::edge::{ENTERS, LEAVES, Node, Reason, Track, Tuple, Uplink, track};
 
-use crate::maps::{NODE, UPLINKS, count};
-use crate::packet::{ICMP, ICMP6, Packet, SCTP, TCP, UDP};
-use crate::rewrite::{New, replace_source};
-use crate::track::{find, insert, is_over, now, remove};
+use crate::maps::{DATAGRAMS, NODE, STREAMS, UPLINKS, count};
+use crate::packet::{Packet, TCP, UDP};
+use crate::track::{insert, is_over, now, remove, set_key};
 use crate::verdict::{DROP, REPLACED};
+use crate::words;
 
-const ATTEMPTS: u32 = 24;
+/// So many times four ports are tried. The verifier forgets what it has verified of longer loops, and verifies it again.
+const ROUNDS: u32 = 3;
+const NONE: u32 = 0;
+const FOUND: u32 = 1;
+const SOCKETS: u32 = 2;
 const CURRENT_NAMESPACE: u64 = u64::MAX;
 
-/// Gives the packet's flow an address of the interface (zero: the pods' gateway). With `extra` SOURCE the flow is known
-/// by its tuple where packets enter.
+/// Finds an address of the interface that the packet leaves by (a pod's: the pods' gateway) and a port for the packet's
+/// flow: [`Packet::new`]. With `disguise` the flow is known by its tuple where packets enter.
 #[inline(never)]
-pub fn masquerade(skb: *mut __sk_buff, packet: *mut Packet, interface: u32, extra: u32) -> u32 {
+pub fn masquerade(skb: *mut __sk_buff, packet: *mut Packet, disguise: u32) -> u32 {
+    let disguise = words::blur(packet, disguise);
+    let pointer = packet;
     // SAFETY: callers pass the program's own packet.
     let packet = unsafe { &mut *packet };
     let Some(node) = NODE.get(0) else {
         return DROP;
     };
     packet.new.port = packet.tuple.source_port;
+    let interface = if disguise != 0 { 0 } else { packet.leaves };
     if !address(node, interface, packet.v6 != 0, &mut packet.new.address) {
         count(Reason::NoAddress);
         return DROP;
     }
-    let extra = extra as u16;
-    if !reserve(skb, packet, node, extra) {
+    if !reserve(skb, pointer, node, disguise) {
         count(Reason::PortsExhausted);
         return DROP;
     }
-    let forward = Track {
-        seen: now(),
-        address: packet.new.address,
-        port: packet.new.port,
-        flags: extra,
-        service: 0,
-    };
-    if !insert(&packet.tuple, &forward, 0) {
+    packet.track.address = packet.new.address;
+    packet.track.port = packet.new.port;
+    if disguise != 0 {
+        packet.track.flags = track::SOURCE;
+        set_key(packet, ENTERS);
+    } else {
+        packet.track.flags = 0;
+        set_key(packet, LEAVES);
+    }
+    if insert(pointer, 0) == 0 {
         count(Reason::MapFull);
         return DROP;
     }
     count(Reason::Masqueraded);
-    replace_source(skb, packet);
     REPLACED
 }
 
@@ -57,87 +68,115 @@ pub fn masquerade(skb: *mut __sk_buff, packet: *mut Packet, interface: u32, extr
 fn address(node: &Node, interface: u32, v6: bool, address: &mut [u32; 4]) -> bool {
     // SAFETY: elements are written whole; a torn one costs one packet.
     let uplink: Option<&Uplink> = unsafe { UPLINKS.get(&interface) };
-    *address = match (uplink, v6) {
-        (Some(uplink), false) => uplink.v4,
-        (Some(uplink), true) => uplink.v6,
-        (None, false) => node.gateway4,
-        (None, true) => node.gateway6,
+    let own = match (uplink, v6) {
+        (Some(uplink), false) => &raw const uplink.v4,
+        (Some(uplink), true) => &raw const uplink.v6,
+        (None, false) => &raw const node.gateway4,
+        (None, true) => &raw const node.gateway6,
     };
+    // SAFETY: part of an element.
+    unsafe { words::copy(own, address) };
     address[3] != 0
 }
 
 /// Finds a port and writes the track of the replies.
 #[inline(always)]
-fn reserve(skb: *mut __sk_buff, packet: &mut Packet, node: &Node, extra: u16) -> bool {
-    let tuple = &packet.tuple;
-    let ports = match tuple.protocol {
-        TCP | UDP | SCTP => node.ports,
-        ICMP | ICMP6 if tuple.source_port != 0 => node.ports,
-        _ => 0,
-    };
-    let start = mix(tuple);
-    let flags = if extra & track::SOURCE != 0 { track::FINAL } else { 0 };
-    let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        if ports != 0 {
-            let port = node.first_port + start.wrapping_add(attempt) % ports;
-            packet.new.port = (port as u16).to_be();
-        }
-        if take(skb, packet, u32::from(flags)) != 0 {
-            return true;
-        }
-        attempt += 1;
-    }
-    false
+fn reserve(skb: *mut __sk_buff, packet: *mut Packet, node: &Node, disguise: u32) -> bool {
+    let pointer = packet;
+    // SAFETY: callers pass the program's own packet.
+    let packet = unsafe { &mut *packet };
+    // Without ports all of its flows to one place are one. No branches: the verifier follows every combination.
+    let (with, without) = (packet.has_ports, 1 - packet.has_ports);
+    packet.first_port = node.first_port * with + u32::from(u16::from_be(packet.tuple.source_port)) * without;
+    packet.ports_free = node.ports * with + without;
+    packet.next_port = mix(&packet.tuple);
+    reply(packet, disguise);
+    let found = find_port(skb, pointer);
+    // A loop would be verified over and over.
+    found == FOUND || (found == SOCKETS && find_port(skb, pointer) == FOUND)
 }
 
-/// Takes the address and port for the flow when no other one has them.
+/// FOUND, NONE or SOCKETS: the port is a socket's, and the next one may be free.
+#[inline(always)]
+fn find_port(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    if words::blur(packet, claim(packet)) == 0 {
+        return NONE;
+    }
+    if words::blur(packet, held_by_socket(skb, packet)) == 0 {
+        return FOUND;
+    }
+    SOCKETS
+}
+
+/// Tries one port after the other, in the map of its protocol.
 #[inline(never)]
-fn take(skb: *mut __sk_buff, packet: *const Packet, flags: u32) -> u32 {
-    // SAFETY: the program's own packet.
-    let packet = unsafe { &*packet };
-    let back = reply(&packet.tuple, &packet.new);
-    let value = Track {
-        seen: now(),
-        address: packet.tuple.source,
-        port: packet.tuple.source_port,
-        flags: flags as u16,
-        service: 0,
-    };
-    if !insert(&back, &value, u64::from(BPF_NOEXIST)) {
-        return u32::from(takes_over(&back, &value));
-    }
-    if held_by_socket(skb, &back, packet.v6 != 0) {
-        remove(&back);
-        return 0;
-    }
-    1
-}
-
-/// The tuple of the flow's replies as they enter.
-#[inline(always)]
-fn reply(tuple: &Tuple, new: &New) -> Tuple {
-    Tuple {
-        source: tuple.destination,
-        destination: new.address,
-        source_port: tuple.destination_port,
-        destination_port: new.port,
-        protocol: tuple.protocol,
-        hook: ENTERS,
-        zero: 0,
+fn claim(packet: *mut Packet) -> u32 {
+    // SAFETY: callers pass the program's own packet.
+    if unsafe { (*packet).key.protocol } == TCP {
+        claim_in(packet, &STREAMS)
+    } else {
+        claim_in(packet, &DATAGRAMS)
     }
 }
 
-/// The port is this flow's already (its own track was lost), or that of one that has ended.
 #[inline(always)]
-fn takes_over(back: &Tuple, value: &Track) -> bool {
-    let Some(held) = find(back) else {
+fn claim_in<const SIZE: usize>(packet: *mut Packet, map: &LruHashMap<Tuple, Track, SIZE>) -> u32 {
+    let mut round = 0;
+    while round < ROUNDS {
+        round += 1;
+        if claim_next(packet, map) || claim_next(packet, map) || claim_next(packet, map) || claim_next(packet, map) {
+            return 1;
+        }
+    }
+    0
+}
+
+/// Takes the address and the next port for the flow when no other one has them; when it has them already, for its own track
+/// was lost; or when the other one has ended.
+#[inline(always)]
+fn claim_next<const SIZE: usize>(packet: *mut Packet, map: &LruHashMap<Tuple, Track, SIZE>) -> bool {
+    // SAFETY: callers pass the program's own packet.
+    let packet = unsafe { &mut *packet };
+    let number = packet.next_port;
+    packet.next_port = number.wrapping_add(1);
+    // SAFETY: one, or what the agent has written, which is at least one.
+    let ports = unsafe { NonZero::new_unchecked(packet.ports_free) };
+    let port = packet.first_port + number % ports;
+    packet.new.port = (port as u16).to_be();
+    packet.key.destination_port = packet.new.port;
+    if map.insert(&packet.key, &packet.track, u64::from(BPF_NOEXIST)).is_ok() {
+        return true;
+    }
+    let Some(held) = map.get_ptr(&packet.key) else {
         return false;
     };
-    // SAFETY: an element of the map; a torn copy makes the worst of two answers.
-    let held = unsafe { *held };
-    let same = held.address == value.address && held.port == value.port;
-    (same || is_over(back, &held, value.seen)) && insert(back, value, 0)
+    // SAFETY: an element of the map; one that changes meanwhile makes the worst of two answers.
+    let (address, port, flags, seen) = unsafe { ((*held).address, (*held).port, (*held).flags, (*held).seen) };
+    let mut difference = u64::from(port ^ packet.track.port);
+    let mut word = 0;
+    while word < address.len() {
+        difference += u64::from(address[word] ^ packet.track.address[word]);
+        word += 1;
+    }
+    let free = difference == 0 || is_over(&packet.key, flags, seen);
+    free && map.insert(&packet.key, &packet.track, 0).is_ok()
+}
+
+/// The track of the flow's replies as they enter, but for the port.
+#[inline(always)]
+fn reply(packet: &mut Packet, disguise: u32) {
+    packet.key.source = packet.tuple.destination;
+    packet.key.destination = packet.new.address;
+    packet.key.source_port = packet.tuple.destination_port;
+    packet.key.destination_port = packet.new.port;
+    packet.key.protocol = packet.tuple.protocol;
+    packet.key.hook = ENTERS;
+    packet.key.zero = 0;
+    packet.track.seen = now();
+    packet.track.address = packet.tuple.source;
+    packet.track.port = packet.tuple.source_port;
+    packet.track.flags = disguise as u16 * track::FINAL;
+    packet.track.service = 0;
 }
 
 /// The same flow begins its search at the same port each time.
@@ -153,38 +192,44 @@ fn mix(tuple: &Tuple) -> u32 {
     hash ^ hash >> 13
 }
 
-/// Whether a socket of the node itself would get the replies.
-#[inline(always)]
-fn held_by_socket(skb: *mut __sk_buff, back: &Tuple, v6: bool) -> bool {
-    // SAFETY: plain words; what is not set is not read for the given size.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    let size = if v6 {
-        let inner = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
-        inner.saddr = back.source;
-        inner.daddr = back.destination;
-        inner.sport = back.source_port;
-        inner.dport = back.destination_port;
-        36
-    } else {
-        let inner = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
-        inner.saddr = back.source[3];
-        inner.daddr = back.destination[3];
-        inner.sport = back.source_port;
-        inner.dport = back.destination_port;
-        12
+/// Whether a socket of the node itself would get the replies; then their track is removed again.
+#[inline(never)]
+fn held_by_socket(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: callers pass the program's own packet.
+    let (back, v6) = unsafe { (&(*packet).key, (*packet).v6 != 0) };
+    let mut tuple = MaybeUninit::<bpf_sock_tuple>::uninit();
+    let tuple = tuple.as_mut_ptr();
+    // SAFETY: all of the family's fields are written.
+    let size = unsafe {
+        if v6 {
+            let inner = &raw mut (*tuple).__bindgen_anon_1.ipv6;
+            (*inner).saddr = back.source;
+            (*inner).daddr = back.destination;
+            (*inner).sport = back.source_port;
+            (*inner).dport = back.destination_port;
+            36
+        } else {
+            let inner = &raw mut (*tuple).__bindgen_anon_1.ipv4;
+            (*inner).saddr = back.source[3];
+            (*inner).daddr = back.destination[3];
+            (*inner).sport = back.source_port;
+            (*inner).dport = back.destination_port;
+            12
+        }
     };
     let context = TcContext::new(skb).as_ptr();
     // SAFETY: the tuple is as long as said; a socket that is found is given back.
     unsafe {
         let socket = match back.protocol {
-            TCP => bpf_sk_lookup_tcp(context, &raw mut tuple, size, CURRENT_NAMESPACE, 0),
-            UDP => bpf_sk_lookup_udp(context, &raw mut tuple, size, CURRENT_NAMESPACE, 0),
-            _ => return false,
+            TCP => bpf_sk_lookup_tcp(context, tuple, size, CURRENT_NAMESPACE, 0),
+            UDP => bpf_sk_lookup_udp(context, tuple, size, CURRENT_NAMESPACE, 0),
+            _ => return 0,
         };
         if socket.is_null() {
-            return false;
+            return 0;
         }
         bpf_sk_release(socket.cast());
     }
-    true
+    remove(packet);
+    1
 }

@@ -1,15 +1,18 @@
-//! A packet's addresses and ports, read once; RFC 791, 8200, 792, 4443.
+//! A packet's addresses and ports, read once; RFC 791, 8200.
 //!
-//! Functions that are not inlined are called in the kernel, too, and verified apart for each caller's state, but their
-//! instructions count once; they return plain numbers, for the compiler may leave parts of an `Option` undefined.
+//! What the programs know of a packet is in an element of a map, not on the stack: a chain of calls has 512 bytes of that,
+//! and the verifier, which knows nothing of an element's contents, takes all ways to one place for the same. For this reason,
+//! too, functions that are not inlined take and return plain numbers.
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
-use hull_ebpf_types::edge::{Fragment, Ports, Tuple};
-use hull_ebpf_types::{Endpoint, Frontend, Service};
+use hull_ebpf_types::edge::{Fragment, Ports, Track, Tuple, Visitor};
+use hull_ebpf_types::{Affinity, Endpoint, Frontend, Member, Service};
 
+use crate::forward::Way;
+use crate::icmp;
 use crate::maps::FRAGMENTS;
 use crate::rewrite::New;
 
@@ -22,7 +25,7 @@ pub const SCTP: u8 = 132;
 pub const V4_PREFIX: u32 = 0xffff_u32.to_be();
 /// Where the network header is: only Ethernet interfaces have these programs.
 pub const NETWORK: u32 = 14;
-const V6_HEADER: u32 = 40;
+pub const V6_HEADER: u32 = 40;
 const ETHERTYPE_V4: u16 = 0x0800_u16.to_be();
 const ETHERTYPE_V6: u16 = 0x86dd_u16.to_be();
 
@@ -30,6 +33,9 @@ const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
+
+/// A checksum covers the addresses in the network header.
+pub const PSEUDO_HEADER: u32 = BPF_F_PSEUDO_HDR;
 
 const FIRST: u32 = 1;
 const LATER: u32 = 2;
@@ -67,8 +73,21 @@ pub struct Packet {
     pub quoted_echo: u32,
     /// The address that the packet itself (not a quoted one) has as its source.
     pub sender: [u32; 4],
-    /// Where the node is that has the backend, for direct server return.
+    /// Where it goes: its destination, or the backend in direct server return. And how.
     pub hop: [u32; 4],
+    pub way: Way,
+    /// Offset of the checksum that covers the addresses; zero is none. And of that which covers the ports.
+    pub address_checksum: u32,
+    pub port_checksum: u32,
+    /// For the helper that changes either.
+    pub checksum_flags: u32,
+    /// Offset of the source port, and how far behind it the destination port is; an echo's identifier is both.
+    pub ports: u32,
+    pub ports_apart: u32,
+    /// One when the source port (or an echo's identifier) may be another one, else zero.
+    pub has_ports: u32,
+    /// Of datagrams the source port: with it a client is told from another one.
+    pub client_port: u16,
     /// The packet's own protocol; the tuple's is the quoted packet's for an error.
     pub protocol: u8,
     pub v6: u8,
@@ -84,6 +103,23 @@ pub struct Packet {
     pub frontend: Frontend,
     pub service: Service,
     pub endpoint: Endpoint,
+    /// Keys and values of maps, for as long as one look-up takes.
+    pub key: Tuple,
+    pub track: Track,
+    pub member: Member,
+    pub visitor: Visitor,
+    pub affinity: Affinity,
+    /// See [`crate::verdict`], and [`crate::forward`] for the kind of way.
+    pub verdict: u32,
+    pub way_kind: u32,
+    /// Where it leaves: an interface's index, or zero for a pod's.
+    pub leaves: u32,
+    /// Of a search for a port: host byte order, how many there are, and a number whose remainder is the next one's.
+    pub first_port: u32,
+    pub ports_free: u32,
+    pub next_port: u32,
+    /// See [`crate::words::blur`].
+    pub blurred: u32,
 }
 
 impl Packet {
@@ -146,6 +182,11 @@ fn network(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
     packet.kind = WHOLE;
     packet.flags = 0;
     packet.fragmented = 0;
+    packet.address_checksum = 0;
+    packet.port_checksum = 0;
+    packet.checksum_flags = 0;
+    packet.has_ports = 0;
+    packet.client_port = 0;
     let known = match ethertype {
         ETHERTYPE_V4 => network_v4(skb, packet),
         ETHERTYPE_V6 => network_v6(skb, packet),
@@ -245,7 +286,7 @@ fn transport(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
     }
     let known = match packet.protocol {
         TCP | UDP | SCTP => ports(skb, packet),
-        ICMP | ICMP6 => parse_icmp(skb, packet),
+        ICMP | ICMP6 => icmp::parse(skb, packet),
         _ => true,
     };
     if packet.fragmented == FIRST {
@@ -260,10 +301,25 @@ fn ports(skb: *mut __sk_buff, packet: &mut Packet) -> bool {
     let ports: [u16; 2] = read(skb, packet.transport, &mut ok);
     packet.tuple.source_port = ports[0];
     packet.tuple.destination_port = ports[1];
+    packet.ports = packet.transport;
+    packet.ports_apart = 2;
+    packet.has_ports = 1;
     if packet.protocol == TCP {
         packet.flags = load_u8(skb, packet.transport + 13);
+        covered_by(packet, 16, PSEUDO_HEADER);
+    } else if packet.protocol == UDP {
+        packet.client_port = ports[0];
+        covered_by(packet, 6, PSEUDO_HEADER | BPF_F_MARK_MANGLED_0);
     }
     ok
+}
+
+/// Where the checksum of addresses and ports is, from the transport header on.
+#[inline(always)]
+pub fn covered_by(packet: &mut Packet, checksum: u32, flags: u32) {
+    packet.address_checksum = packet.transport + checksum;
+    packet.port_checksum = packet.address_checksum;
+    packet.checksum_flags = flags;
 }
 
 #[inline(always)]
@@ -286,6 +342,7 @@ fn recall_ports(packet: &mut Packet) {
             packet.tuple.source_port = (*ports).source;
             packet.tuple.destination_port = (*ports).destination;
         }
+        packet.has_ports = 1;
     }
 }
 
@@ -297,97 +354,4 @@ fn remember_ports(packet: &Packet) {
         destination: packet.tuple.destination_port,
     };
     let _ = FRAGMENTS.insert(&fragment_key(packet), &ports, 0);
-}
-
-#[inline(always)]
-fn parse_icmp(skb: *mut __sk_buff, packet: &mut Packet) -> bool {
-    let mut ok = false;
-    let header: [u16; 4] = read(skb, packet.transport, &mut ok);
-    if !ok {
-        return false;
-    }
-    let kind = header[0].to_ne_bytes()[0];
-    match (packet.protocol, kind) {
-        (ICMP, 8) | (ICMP6, 128) => packet.tuple.source_port = header[2],
-        (ICMP, 0) | (ICMP6, 129) => packet.tuple.destination_port = header[2],
-        // Unreachable, time exceeded, parameter problem; packet too big.
-        (ICMP, 3 | 11 | 12) => return parse_quoted_v4(skb, packet),
-        (ICMP6, 1..=4) => return parse_quoted_v6(skb, packet),
-        _ => {}
-    }
-    true
-}
-
-/// The quoted packet came from where the error goes; anything else is an ordinary packet to these programs.
-#[inline(always)]
-fn parse_quoted_v4(skb: *mut __sk_buff, packet: &mut Packet) -> bool {
-    packet.quoted = packet.transport + 8;
-    let mut ok = false;
-    let header: [u32; 5] = read(skb, packet.quoted, &mut ok);
-    if !ok {
-        return false;
-    }
-    let words = u32::from(header[0].to_ne_bytes()[0] & 15);
-    packet.quoted_transport = packet.quoted + words * 4;
-    if header[3] != packet.tuple.destination[3] {
-        return true;
-    }
-    packet.tuple.protocol = header[2].to_ne_bytes()[1];
-    packet.tuple.source = [0, 0, V4_PREFIX, header[4]];
-    parse_quoted_transport(skb, packet)
-}
-
-#[inline(always)]
-fn parse_quoted_v6(skb: *mut __sk_buff, packet: &mut Packet) -> bool {
-    packet.quoted = packet.transport + 8;
-    let mut ok = false;
-    let header: [u32; 10] = read(skb, packet.quoted, &mut ok);
-    if !ok {
-        return false;
-    }
-    packet.quoted_transport = packet.quoted + V6_HEADER;
-    let mut same = true;
-    let mut index = 0;
-    while index < 4 {
-        same &= header[2 + index] == packet.tuple.destination[index];
-        index += 1;
-    }
-    if !same {
-        return true;
-    }
-    packet.tuple.protocol = header[1].to_ne_bytes()[2];
-    index = 0;
-    while index < 4 {
-        packet.tuple.source[index] = header[6 + index];
-        index += 1;
-    }
-    parse_quoted_transport(skb, packet)
-}
-
-#[inline(always)]
-fn parse_quoted_transport(skb: *mut __sk_buff, packet: &mut Packet) -> bool {
-    let mut ok = false;
-    let ports: [u16; 4] = read(skb, packet.quoted_transport, &mut ok);
-    if !ok {
-        return false;
-    }
-    packet.kind = ERROR;
-    packet.quoted_echo = 0;
-    let kind = ports[0].to_ne_bytes()[0];
-    match (packet.tuple.protocol, kind) {
-        (TCP | UDP | SCTP, _) => {
-            packet.tuple.source_port = ports[1];
-            packet.tuple.destination_port = ports[0];
-        }
-        (ICMP, 8) | (ICMP6, 128) => {
-            packet.quoted_echo = 1;
-            packet.tuple.destination_port = ports[2];
-        }
-        (ICMP, 0) | (ICMP6, 129) => {
-            packet.quoted_echo = 1;
-            packet.tuple.source_port = ports[2];
-        }
-        _ => {}
-    }
-    true
 }

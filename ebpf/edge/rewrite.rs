@@ -2,17 +2,15 @@
 //!
 //! In an ICMP error the quoted packet is changed the other way round: the error's destination is the quoted source.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
 
-use crate::packet::{ERROR, ICMP, ICMP6, LATER_FRAGMENT, NETWORK, Packet, SCTP, TCP, UDP, load_u8, load_u16};
+use crate::packet::{ERROR, LATER_FRAGMENT, NETWORK, PSEUDO_HEADER, Packet, SCTP, load_u8, load_u16};
 use crate::sctp;
 
 const V4_CHECKSUM: u32 = 10;
 const V4_TIME_TO_LIVE: u32 = 8;
 const V6_HOP_LIMIT: u32 = 7;
-const PSEUDO: u64 = BPF_F_PSEUDO_HDR as u64;
-const MANGLED_0: u64 = BPF_F_MARK_MANGLED_0 as u64;
 const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
 
 /// Which half of the tuple is replaced.
@@ -114,25 +112,20 @@ fn port(packet: &Packet, side: Side) -> u16 {
 fn network_address(skb: *mut __sk_buff, packet: &Packet, side: Side) {
     let (old, new) = (address(packet, side), &packet.new.address);
     let v6 = packet.v6 != 0;
-    let (checksum, flags) = match packet.protocol {
-        TCP => (16, PSEUDO),
-        UDP => (6, PSEUDO | MANGLED_0),
-        ICMP6 => (2, PSEUDO),
-        _ => (0, 0),
-    };
-    let covered = checksum != 0 && packet.kind != LATER_FRAGMENT;
+    let flags = u64::from(packet.checksum_flags);
+    let covered = packet.address_checksum != 0;
     let at = NETWORK + place(v6, side);
     // SAFETY: helpers that check their offsets.
     unsafe {
         if v6 {
             if covered {
-                bpf_l4_csum_replace(skb, packet.transport + checksum, 0, difference(old, new), flags);
+                bpf_l4_csum_replace(skb, packet.address_checksum, 0, difference(old, new), flags);
             }
             store(skb, at, new.as_ptr().cast(), 16, RECOMPUTE);
         } else {
             let (from, to) = (u64::from(old[3]), u64::from(new[3]));
             if covered {
-                bpf_l4_csum_replace(skb, packet.transport + checksum, from, to, flags | 4);
+                bpf_l4_csum_replace(skb, packet.address_checksum, from, to, flags | 4);
             }
             bpf_l3_csum_replace(skb, NETWORK + V4_CHECKSUM, from, to, 4);
             store(skb, at, (&raw const new[3]).cast(), 4, 0);
@@ -142,20 +135,19 @@ fn network_address(skb: *mut __sk_buff, packet: &Packet, side: Side) {
 
 #[inline(always)]
 fn transport_port(skb: *mut __sk_buff, packet: &Packet, side: Side, old: u16, new: u16) {
-    let (at, checksum, flags) = match (packet.protocol, side) {
-        (TCP, Side::Source) => (0, 16, 2),
-        (TCP, Side::Destination) => (2, 16, 2),
-        (UDP, Side::Source) => (0, 6, MANGLED_0 | 2),
-        (UDP, Side::Destination) => (2, 6, MANGLED_0 | 2),
-        (ICMP | ICMP6, _) => (4, 2, 2),
-        (SCTP, Side::Source) => return sctp::replace_port(skb, packet.transport, 0, old, new),
-        (SCTP, Side::Destination) => return sctp::replace_port(skb, packet.transport, 2, old, new),
-        _ => return,
+    let behind = match side {
+        Side::Source => 0,
+        Side::Destination => packet.ports_apart,
     };
+    if packet.protocol == SCTP {
+        sctp::replace_port(skb, packet.transport, behind, u32::from(old), u32::from(new));
+        return;
+    }
     let (from, to) = (u64::from(old), u64::from(new));
+    let flags = u64::from(packet.checksum_flags & !PSEUDO_HEADER) | 2;
     // SAFETY: a helper that checks its offset.
-    unsafe { bpf_l4_csum_replace(skb, packet.transport + checksum, from, to, flags) };
-    store(skb, packet.transport + at, (&raw const new).cast(), 2, 0);
+    unsafe { bpf_l4_csum_replace(skb, packet.port_checksum, from, to, flags) };
+    store(skb, packet.ports + behind, (&raw const new).cast(), 2, 0);
 }
 
 /// The error's own address is replaced where it is the flow's: a destination always is, a source only when the error
@@ -210,28 +202,27 @@ fn replace_in_error(skb: *mut __sk_buff, packet: &mut Packet, side: Side) {
     }
 }
 
-/// Counts the hop over this node; false when it was the packet's last.
+/// Whether the packet may go no further than to this node.
 #[inline(always)]
-pub fn count_hop(skb: *mut __sk_buff, packet: &Packet) -> bool {
+pub fn is_last_hop(skb: *mut __sk_buff, packet: &Packet) -> bool {
+    let limit = if packet.v6 != 0 { V6_HOP_LIMIT } else { V4_TIME_TO_LIVE };
+    load_u8(skb, NETWORK + limit) <= 1
+}
+
+/// Counts the hop over this node.
+#[inline(always)]
+pub fn count_hop(skb: *mut __sk_buff, packet: &Packet) {
     if packet.v6 != 0 {
-        let limit = load_u8(skb, NETWORK + V6_HOP_LIMIT);
-        if limit <= 1 {
-            return false;
-        }
-        let limit = limit - 1;
+        let limit = load_u8(skb, NETWORK + V6_HOP_LIMIT).wrapping_sub(1);
         store(skb, NETWORK + V6_HOP_LIMIT, &raw const limit, 1, RECOMPUTE);
-        return true;
+        return;
     }
     let old = load_u16(skb, NETWORK + V4_TIME_TO_LIVE);
     let [limit, protocol] = old.to_ne_bytes();
-    if limit <= 1 {
-        return false;
-    }
-    let new = u16::from_ne_bytes([limit - 1, protocol]);
+    let new = u16::from_ne_bytes([limit.wrapping_sub(1), protocol]);
     // SAFETY: a helper that checks its offset.
     unsafe { bpf_l3_csum_replace(skb, NETWORK + V4_CHECKSUM, u64::from(old), u64::from(new), 2) };
     store(skb, NETWORK + V4_TIME_TO_LIVE, (&raw const new).cast(), 2, 0);
-    true
 }
 
 /// The link-layer addresses of the last hop to a pod.

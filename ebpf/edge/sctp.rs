@@ -22,7 +22,8 @@ fn packet_length(skb: *mut __sk_buff, transport: u32) -> u32 {
 
 /// `at` is the port's offset, 0 or 2.
 #[inline(never)]
-pub fn replace_port(skb: *mut __sk_buff, transport: u32, at: u32, old: u16, new: u16) {
+pub fn replace_port(skb: *mut __sk_buff, transport: u32, at: u32, old: u32, new: u32) {
+    let (old, new) = (old as u16, new as u16);
     let mut checksum = 0_u32;
     load(skb, transport + CHECKSUM, (&raw mut checksum).cast(), 4);
     // Zero: the sender leaves it to the interface, which will compute it.

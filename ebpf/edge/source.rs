@@ -8,53 +8,67 @@ use crate::maps::{LOCAL, RANGES, UPLINKS, count};
 use crate::masquerade::masquerade;
 use crate::packet::{ERROR, Packet, UNKNOWN_FRAGMENT};
 use crate::rewrite::{New, replace_source};
-use crate::track::{find, follow, now};
-use crate::verdict::{DROP, KEPT, REPLACED};
+use crate::track::{find, follow, reverse, set_key};
+use crate::verdict::{DISGUISE, DISGUISED, DROP, KEPT, REPLACED};
+use crate::words;
 
 const WHOLE_ADDRESS: u32 = 128;
 
-/// `interface` is where the packet leaves; zero for a pod's, where only services' flows are given another source.
+/// The packet leaves by [`Packet::leaves`]; at a pod only services' flows are given another source. `verdict` is what
+/// became of it where it entered.
 #[inline(never)]
-pub fn source(skb: *mut __sk_buff, packet: *mut Packet, interface: u32) -> u32 {
+pub fn source(skb: *mut __sk_buff, packet: *mut Packet, verdict: u32) -> u32 {
+    let mut result = match verdict {
+        DISGUISED => REPLACED,
+        DISGUISE => DISGUISE,
+        _ => known(packet),
+    };
+    result = words::blur(packet, result);
+    if result == DISGUISE {
+        result = words::blur(packet, masquerade(skb, packet, u32::from(verdict == DISGUISE)));
+    }
+    if result == REPLACED {
+        replace_source(skb, packet);
+    }
+    result
+}
+
+/// REPLACED with what the flow has got, KEPT, DROP, or DISGUISE for a flow that still has to get something.
+#[inline(never)]
+fn known(packet: *mut Packet) -> u32 {
     let pointer = packet;
     // SAFETY: callers pass the program's own packet.
     let packet = unsafe { &mut *packet };
-    packet.tuple.hook = LEAVES;
-    if let Some(found) = find(&packet.tuple) {
-        // SAFETY: copied at once.
-        let track = unsafe { *found };
-        follow(packet, found, &track, now());
-        if track.flags & track::IDENTITY != 0 {
-            return KEPT;
-        }
+    let interface = packet.leaves;
+    set_key(packet, LEAVES);
+    if find(pointer) != 0 {
+        let flags = packet.track.flags;
         packet.new = New {
-            address: track.address,
-            port: track.port,
+            address: packet.track.address,
+            port: packet.track.port,
         };
-        replace_source(skb, pointer);
-        return REPLACED;
+        follow(pointer);
+        return if flags & track::IDENTITY != 0 { KEPT } else { REPLACED };
     }
-    let masked = needs_masquerade(packet) || (interface != 0 && leaves_cluster(packet, interface));
-    if !masked {
+    if !needs_masquerade(pointer) && !(interface != 0 && leaves_cluster(packet, interface)) {
         return KEPT;
     }
     if packet.kind == ERROR || packet.kind == UNKNOWN_FRAGMENT {
         count(Reason::UnknownFragment);
         return DROP;
     }
-    masquerade(skb, pointer, interface, 0)
+    DISGUISE
 }
 
 /// A service's flow on its way to a backend whose replies must come back over this node.
 #[inline(always)]
-fn needs_masquerade(packet: &Packet) -> bool {
-    let mut back = packet.tuple.reverse();
-    back.hook = LEAVES;
-    match find(&back) {
-        // SAFETY: an element of the map.
-        Some(track) => unsafe { (*track).flags & track::MASQUERADE != 0 },
-        None => false,
-    }
+fn needs_masquerade(packet: *mut Packet) -> bool {
+    // SAFETY: callers pass the program's own packet.
+    let key = unsafe { &mut (*packet).key };
+    reverse(key);
+    key.hook = LEAVES;
+    // SAFETY: as above.
+    find(packet) != 0 && unsafe { (*packet).track.flags & track::MASQUERADE != 0 }
 }
 
 /// A pod's own flow, to where pods' addresses mean nothing.

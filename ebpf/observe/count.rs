@@ -17,7 +17,7 @@ use crate::socket::field;
 /// The newest sample weighs 1 / 2^3 in the smoothed latency.
 const WEIGHT: u32 = 3;
 /// A connect that fails counts as one that took at least so long, in microseconds.
-const FAILED: u32 = 1_000_000;
+pub const FAILED: u32 = 1_000_000;
 
 #[inline(always)]
 fn member(origin: &Origin) -> Member {
@@ -44,10 +44,16 @@ fn add_word(counter: *mut u32, more: u64) {
 /// What is known of the backend; made if there is nothing yet. Null if that does not fit.
 #[inline(always)]
 pub fn observed(origin: &Origin) -> *mut Observed {
-    let key = member(origin);
-    if let Some(observed) = OBSERVED.get_ptr_mut(&key) {
-        return observed;
+    match OBSERVED.get_ptr_mut(&member(origin)) {
+        Some(observed) => observed,
+        None => first(origin),
     }
+}
+
+/// The backend's first connection.
+#[inline(never)]
+fn first(origin: &Origin) -> *mut Observed {
+    let key = member(origin);
     let Some(blank) = BLANK.get_ptr_mut(0) else {
         return core::ptr::null_mut();
     };
@@ -90,8 +96,8 @@ fn record(histogram: *mut Histogram, microseconds: u32) {
     }
 }
 
-/// A client is about to connect to the backend.
-#[inline(always)]
+/// A client is about to connect to the backend, which is chosen by how busy it is.
+#[inline(never)]
 pub fn busier(origin: &Origin) {
     let key = member(origin);
     let load = match LOAD.get_ptr_mut(&key) {
@@ -113,8 +119,8 @@ pub fn busier(origin: &Origin) {
     add_word(unsafe { &raw mut (*load).open }, 1);
 }
 
-/// A connection to the backend is no more, or was never made.
-#[inline(always)]
+/// A connection to such a backend is no more, or was never made.
+#[inline(never)]
 pub fn idler(origin: &Origin) {
     if let Some(load) = LOAD.get_ptr_mut(&member(origin)) {
         // SAFETY: an aligned word of the element.
@@ -122,75 +128,73 @@ pub fn idler(origin: &Origin) {
     }
 }
 
-#[inline(always)]
-fn smooth(origin: &Origin, microseconds: u32, now: u64) {
+/// Connecting to such a backend took so long.
+#[inline(never)]
+pub fn timed(origin: &Origin, microseconds: u32, now: u64) {
     if let Some(load) = LOAD.get_ptr_mut(&member(origin)) {
         // SAFETY: a valid element.
         unsafe {
-            let old = (*load).latency;
-            (*load).latency = if old == 0 {
-                microseconds.max(1)
-            } else {
-                old - (old >> WEIGHT) + (microseconds >> WEIGHT)
-            };
+            (*load).latency = smoothed((*load).latency, microseconds);
             (*load).updated = now;
         }
     }
 }
 
-/// A connection was made; `observed` is the backend's element, or null.
 #[inline(always)]
-pub fn opened(origin: &Origin, observed: *mut Observed, microseconds: u32, now: u64) {
-    smooth(origin, microseconds, now);
-    if !observed.is_null() {
-        // SAFETY: a valid element.
-        unsafe {
-            add(&raw mut (*observed).opened, 1);
-            record(&raw mut (*observed).connect, microseconds);
-        }
+fn smoothed(old: u32, microseconds: u32) -> u32 {
+    if old == 0 {
+        microseconds.max(1)
+    } else {
+        old - (old >> WEIGHT) + (microseconds >> WEIGHT)
     }
 }
 
+/// A connection was made.
 #[inline(always)]
-pub fn closed(origin: &Origin) {
-    let observed = observed(origin);
-    if !observed.is_null() {
-        // SAFETY: a valid element.
-        add(unsafe { &raw mut (*observed).closed }, 1);
+pub fn opened(observed: *mut Observed, microseconds: u32) {
+    // SAFETY: a valid element, by the caller.
+    unsafe {
+        add(&raw mut (*observed).opened, 1);
+        (*observed).smoothed = smoothed((*observed).smoothed, microseconds);
+        record(&raw mut (*observed).connect, microseconds);
     }
 }
 
-/// A connection was not made. That its client gave up says nothing about the backend's latency, but how long it waited.
+/// A connection that was made is no more.
 #[inline(always)]
-pub fn failed(origin: &Origin, failure: Failure, microseconds: u32, now: u64) {
+pub fn closed(observed: *mut Observed) {
+    // SAFETY: a valid element, by the caller.
+    add(unsafe { &raw mut (*observed).closed }, 1);
+}
+
+/// A connection was not made. That its client gave up says nothing about the backend's latency.
+#[inline(always)]
+pub fn failed(observed: *mut Observed, failure: Failure, microseconds: u32) {
     if failure != Failure::Abandoned {
-        smooth(origin, microseconds.max(FAILED), now);
+        // SAFETY: a valid element, by the caller.
+        unsafe { (*observed).smoothed = smoothed((*observed).smoothed, microseconds.max(FAILED)) };
     }
-    broke(origin, failure);
+    broke(observed, failure);
 }
 
 #[inline(always)]
-pub fn broke(origin: &Origin, failure: Failure) {
-    let observed = observed(origin);
+pub fn broke(observed: *mut Observed, failure: Failure) {
     let index = black_box(failure as usize);
-    if !observed.is_null() && index < FAILURES {
-        // SAFETY: within the array of a valid element.
+    if index < FAILURES {
+        // SAFETY: within the array of a valid element, by the caller.
         unsafe { add((&raw mut (*observed).failures).cast::<u64>().add(index), 1) };
     }
 }
 
 #[inline(always)]
-pub fn round_trip(origin: &Origin, microseconds: u32) {
-    let observed = observed(origin);
-    if !observed.is_null() {
-        // SAFETY: a valid element.
-        record(unsafe { &raw mut (*observed).rtt }, microseconds);
-    }
+pub fn round_trip(observed: *mut Observed, microseconds: u32) {
+    // SAFETY: a valid element, by the caller.
+    record(unsafe { &raw mut (*observed).rtt }, microseconds);
 }
 
 /// Adds what was sent and received since the last time; `farewell` bytes of both are the connection's own.
 #[inline(always)]
-pub fn traffic(ops: *mut bpf_sock_ops, origin: &mut Origin, farewell: u64) {
+pub fn traffic(ops: *mut bpf_sock_ops, origin: &mut Origin, observed: *mut Observed, farewell: u64) {
     let sent = field!(ops, bytes_acked).saturating_sub(farewell);
     let received = field!(ops, bytes_received).saturating_sub(farewell);
     let retransmits = field!(ops, total_retrans);
@@ -198,18 +202,18 @@ pub fn traffic(ops: *mut bpf_sock_ops, origin: &mut Origin, farewell: u64) {
     let more_sent = sent.saturating_sub(flow.sent);
     let more_received = received.saturating_sub(flow.received);
     let more_retransmits = retransmits.saturating_sub(flow.retransmits);
-    if more_sent == 0 && more_received == 0 && more_retransmits == 0 {
-        return;
-    }
     flow.sent += more_sent;
     flow.received += more_received;
     flow.retransmits += more_retransmits;
-    let observed = observed(origin);
-    if !observed.is_null() {
-        // SAFETY: a valid element.
-        unsafe {
+    // SAFETY: a valid element, by the caller.
+    unsafe {
+        if more_sent != 0 {
             add(&raw mut (*observed).sent, more_sent);
+        }
+        if more_received != 0 {
             add(&raw mut (*observed).received, more_received);
+        }
+        if more_retransmits != 0 {
             add(&raw mut (*observed).retransmits, u64::from(more_retransmits));
         }
     }

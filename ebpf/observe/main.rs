@@ -10,6 +10,8 @@
 mod count;
 mod diary;
 mod maps;
+#[path = "../src/origin.rs"]
+mod origin;
 mod socket;
 
 use aya_ebpf::bindings::{
@@ -19,8 +21,8 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use hull_ebpf_types::Origin;
-use hull_ebpf_types::observe::{Event, Failure};
+use hull_ebpf_types::observe::{Event, Failure, Observed};
+use hull_ebpf_types::{Origin, state};
 
 use socket::field;
 
@@ -44,11 +46,11 @@ const NANOSECONDS: u64 = 1_000;
 fn observe(ctx: SockOpsContext) -> u32 {
     let ops = ctx.ops;
     let op = field!(ops, op);
-    if !matches!(
-        op,
-        BPF_SOCK_OPS_TCP_CONNECT_CB | BPF_SOCK_OPS_STATE_CB | BPF_SOCK_OPS_RTT_CB | BPF_SOCK_OPS_RETRANS_CB
-    ) {
-        return PROCEED;
+    // Most callbacks are none of these, or tell nothing: they end here.
+    match op {
+        BPF_SOCK_OPS_TCP_CONNECT_CB | BPF_SOCK_OPS_RTT_CB | BPF_SOCK_OPS_RETRANS_CB => {}
+        BPF_SOCK_OPS_STATE_CB if !tells_nothing(argument(ops, 0), argument(ops, 1)) => {}
+        _ => return PROCEED,
     }
     let origin = socket::origin(ops);
     if origin.is_null() {
@@ -60,16 +62,36 @@ fn observe(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ops, origin),
         BPF_SOCK_OPS_STATE_CB => changed(ops, origin),
         BPF_SOCK_OPS_RTT_CB => measured(ops, origin),
-        _ => count::traffic(ops, origin, 0),
+        _ => sent_again(ops, origin),
     }
     PROCEED
 }
 
+#[inline(always)]
+fn argument(ops: *mut bpf_sock_ops, index: usize) -> u32 {
+    // SAFETY: the kernel passes a valid context.
+    unsafe { core::ptr::read_volatile(&raw const (*ops).__bindgen_anon_1.args[index]) }
+}
+
+/// A change of state that is no end of anything: a farewell is under way.
+#[inline(always)]
+fn tells_nothing(old: u32, new: u32) -> bool {
+    new != CLOSE && old != SYN_SENT && old != ESTABLISHED && old != CLOSE_WAIT || new == CLOSE_WAIT
+}
+
 /// The first SYN is about to leave.
 #[inline(always)]
-fn connecting(ops: *mut bpf_sock_ops, origin: &Origin) {
+fn connecting(ops: *mut bpf_sock_ops, origin: &mut Origin) {
     ask_for(ops, WHEN_CONNECTING);
-    count::busier(origin);
+    origin.flow.sampled = 0;
+    origin.flow.sent = 0;
+    origin.flow.received = 0;
+    origin.flow.in_diary = 0;
+    origin.flow.retransmits = 0;
+    origin.state |= state::OBSERVED;
+    if origin.state & state::WEIGHED != 0 {
+        count::busier(origin);
+    }
 }
 
 #[inline(always)]
@@ -82,27 +104,30 @@ fn ask_for(ops: *mut bpf_sock_ops, callbacks: u32) {
 /// The socket's state is about to change (tcp_set_state).
 #[inline(always)]
 fn changed(ops: *mut bpf_sock_ops, origin: &mut Origin) {
-    // SAFETY: the kernel passes a valid context.
-    let (old, new) = unsafe {
-        (
-            core::ptr::read_volatile(&raw const (*ops).__bindgen_anon_1.args[0]),
-            core::ptr::read_volatile(&raw const (*ops).__bindgen_anon_1.args[1]),
-        )
-    };
-    match (old, new) {
-        (SYN_SENT, ESTABLISHED) => opened(ops, origin),
-        (SYN_SENT, CLOSE) => failed(ops, origin),
-        (ESTABLISHED, CLOSE_WAIT) => {}
-        (ESTABLISHED | CLOSE_WAIT, _) => {
-            count::idler(origin);
-            count::closed(origin);
-            if new == CLOSE {
-                broken(ops, origin, old);
-            }
-        }
-        (_, CLOSE) => ended(ops, origin, old),
-        _ => {}
+    let (old, new) = (argument(ops, 0), argument(ops, 1));
+    if old == SYN_SENT && new == ESTABLISHED {
+        return opened(ops, origin);
     }
+    let was_open = old == ESTABLISHED || old == CLOSE_WAIT;
+    if (was_open || old == SYN_SENT) && origin.state & state::WEIGHED != 0 {
+        count::idler(origin);
+    }
+    let observed = count::observed(origin);
+    if was_open && !observed.is_null() {
+        count::closed(observed);
+    }
+    if new != CLOSE {
+        return;
+    }
+    if !observed.is_null() {
+        if old == SYN_SENT {
+            failed(ops, origin, observed);
+        } else {
+            ended(ops, origin, observed, old);
+        }
+    }
+    // SAFETY: the socket's own.
+    unsafe { origin::leave(origin, state::ENDED) };
 }
 
 #[inline(always)]
@@ -112,42 +137,47 @@ fn opened(ops: *mut bpf_sock_ops, origin: &mut Origin) {
     ask_for(ops, WHEN_OPEN);
     // The SYN is acknowledged as if it were a byte.
     origin.flow.sent = field!(ops, bytes_acked);
+    let took = since_connect(origin, now);
+    if origin.state & state::WEIGHED != 0 {
+        count::timed(origin, took, now);
+    }
     let observed = count::observed(origin);
-    count::opened(origin, observed, since_connect(origin, now), now);
-    if diary::has_room(observed) {
+    if observed.is_null() {
+        return;
+    }
+    count::opened(observed, took);
+    if diary::has_room(observed, now) {
         origin.flow.in_diary = 1;
         diary::write(ops, origin, Event::Opened, 0);
     }
 }
 
 #[inline(always)]
-fn failed(ops: *mut bpf_sock_ops, origin: &mut Origin) {
+fn failed(ops: *mut bpf_sock_ops, origin: &mut Origin, observed: *mut Observed) {
     let failure = socket::why_not_made(ops);
-    count::idler(origin);
     // SAFETY: a helper without preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    count::failed(origin, failure, since_connect(origin, now), now);
-    count::traffic(ops, origin, 0);
+    let took = since_connect(origin, now);
+    if origin.state & state::WEIGHED != 0 && failure != Failure::Abandoned {
+        count::timed(origin, took.max(count::FAILED), now);
+    }
+    count::failed(observed, failure, took);
+    count::traffic(ops, origin, observed, 0);
     diary::write(ops, origin, Event::Failed, failure as u32);
 }
 
-/// An open connection is gone at once, without a farewell.
+/// A connection that was made is gone for good.
 #[inline(always)]
-fn broken(ops: *mut bpf_sock_ops, origin: &mut Origin, old: u32) {
+fn ended(ops: *mut bpf_sock_ops, origin: &mut Origin, observed: *mut Observed, old: u32) {
     let mut failure = Failure::Reset;
-    if !socket::why_broken(ops, &mut failure) {
-        return ended(ops, origin, old);
+    if (old == ESTABLISHED || old == CLOSE_WAIT) && socket::why_broken(ops, &mut failure) {
+        count::traffic(ops, origin, observed, 0);
+        count::broke(observed, failure);
+        return diary::write(ops, origin, Event::Broken, failure as u32);
     }
-    count::traffic(ops, origin, 0);
-    count::broke(origin, failure);
-    diary::write(ops, origin, Event::Broken, failure as u32);
-}
-
-#[inline(always)]
-fn ended(ops: *mut bpf_sock_ops, origin: &mut Origin, old: u32) {
     // Both FINs are counted as if they were bytes.
     let farewell = u64::from(matches!(old, FIN_WAIT2 | CLOSING | LAST_ACK));
-    count::traffic(ops, origin, farewell);
+    count::traffic(ops, origin, observed, farewell);
     // The end of what has no beginning there says little.
     if origin.flow.in_diary != 0 {
         diary::write(ops, origin, Event::Closed, 0);
@@ -163,8 +193,19 @@ fn measured(ops: *mut bpf_sock_ops, origin: &mut Origin) {
         return;
     }
     origin.flow.sampled = now;
-    count::round_trip(origin, field!(ops, srtt_us) >> 3);
-    count::traffic(ops, origin, 0);
+    let observed = count::observed(origin);
+    if !observed.is_null() {
+        count::round_trip(observed, field!(ops, srtt_us) >> 3);
+        count::traffic(ops, origin, observed, 0);
+    }
+}
+
+#[inline(always)]
+fn sent_again(ops: *mut bpf_sock_ops, origin: &mut Origin) {
+    let observed = count::observed(origin);
+    if !observed.is_null() {
+        count::traffic(ops, origin, observed, 0);
+    }
 }
 
 /// Microseconds since connect(2).

@@ -1,10 +1,10 @@
-//! The maps. `origins` and `load` are shared with `hull.bpf.o`; the agent pins and sizes all of them.
+//! The maps. `origins`, `overflow` and `load` are shared with `hull.bpf.o`; the agent pins and sizes all of them.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use hull_ebpf_types::observe::{Entry, Health, Observed};
-use hull_ebpf_types::{Load, Member, Origin};
+use hull_ebpf_types::{Load, Member, ORIGINS as PLACES, Origin};
 
 /// Memory is taken for what is used, not for what could be.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -12,7 +12,10 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 const PLACEHOLDER: usize = 1024;
 
 #[btf_map(name = "origins")]
-pub static ORIGINS: SkStorage<Origin> = SkStorage::new();
+pub static ORIGINS: Array<Origin, { PLACES as usize }> = Array::new();
+
+#[btf_map(name = "overflow")]
+pub static OVERFLOW: SkStorage<Origin> = SkStorage::new();
 
 #[btf_map(name = "load")]
 pub static LOAD: HashMap<Member, Load, PLACEHOLDER, ON_DEMAND> = HashMap::new();

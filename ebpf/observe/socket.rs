@@ -5,11 +5,12 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::bpf_sock_ops;
-use aya_ebpf::helpers::generated::{bpf_sk_storage_get, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_storage_get, bpf_skc_to_tcp_sock};
 use hull_ebpf_types::observe::Failure;
 use hull_ebpf_types::{Endpoint, Origin};
 
-use crate::maps::ORIGINS;
+use crate::maps::OVERFLOW;
+use crate::origin;
 
 /// Offset of `sk_err` in struct sock, from the kernel's BTF; zero if the agent could not find it.
 #[unsafe(no_mangle)]
@@ -34,19 +35,20 @@ pub(crate) use field;
 /// What the socket asked for, if it was sent to a backend; else null.
 #[inline(always)]
 pub fn origin(ops: *mut bpf_sock_ops) -> *mut Origin {
-    // SAFETY: the kernel passes a valid context; the socket is checked before use, and the storage by the caller.
+    // SAFETY: helpers with the context that the kernel passed; the socket is checked before use, and the storage by the
+    // caller.
     let origin: *mut Origin = unsafe {
-        let sk = read_volatile(&raw const (*ops).__bindgen_anon_2.sk);
-        if sk.is_null() {
-            return core::ptr::null_mut();
+        match origin::of(bpf_get_socket_cookie(ops.cast())) {
+            Some(place) => place,
+            None => {
+                let sk = read_volatile(&raw const (*ops).__bindgen_anon_2.sk);
+                if sk.is_null() {
+                    return core::ptr::null_mut();
+                }
+                let map = (&raw const OVERFLOW).cast_mut().cast();
+                bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast()
+            }
         }
-        bpf_sk_storage_get(
-            (&raw const ORIGINS).cast_mut().cast(),
-            sk.cast(),
-            core::ptr::null_mut(),
-            0,
-        )
-        .cast()
     };
     // SAFETY: not null, so it is the socket's own value; a socket that was connected elsewhere since has a blank one.
     if origin.is_null() || unsafe { (*origin).service } == 0 {

@@ -1,15 +1,21 @@
 //! What becomes of a client: it stays with its backend, gets one, is refused, or was not a service's client at all.
 
+use core::hint::black_box;
+use core::mem::MaybeUninit;
+use core::ptr::read_volatile;
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
+};
 
 use aya_ebpf::programs::SockAddrContext;
-use hull_ebpf_types::{Affinity, Client, Counters, Endpoint, Frontend, Member, Service, flag};
+use hull_ebpf_types::{Affinity, Client, Counters, Endpoint, FIRST, Frontend, Member, Service, flag};
 
 use crate::choice;
 use crate::find::{Found, find};
-use crate::maps::{AFFINITY, COUNTERS, MEMBERS};
+use crate::maps::{AFFINITY, COUNTERS, MEMBERS, SERVICES};
 
 pub enum Verdict {
     NotAService,
@@ -21,6 +27,55 @@ pub enum Verdict {
 const ATTEMPTS: u32 = 3;
 const SECOND: u64 = 1_000_000_000;
 const UDP: u8 = 17;
+
+/// The short way, for what most clients ask for: any of a few backends of a cluster address. The number of the service,
+/// or zero: then the long way finds what there is.
+#[inline(always)]
+pub fn at_once(frontend: &Frontend, endpoint: &mut MaybeUninit<Endpoint>) -> u32 {
+    let Some(offer) = SERVICES.get_ptr(frontend) else {
+        return 0;
+    };
+    // SAFETY: a valid element. What it belongs to is read last: it is written first when the element is reused.
+    unsafe {
+        let service = &raw const (*offer).service;
+        let backends = read_volatile(&raw const (*service).count);
+        let unusual = read_volatile(&raw const (*service).algorithm)
+            | read_volatile(&raw const (*service).affinity)
+            | read_volatile(&raw const (*service).flags) & (flag::BY_PACKET | flag::NODE_PORT);
+        if unusual != 0 || backends == 0 || backends > FIRST as u32 {
+            return 0;
+        }
+        let index = black_box((u64::from(bpf_get_prandom_u32()) * u64::from(backends)) >> 32) as usize;
+        if index >= FIRST {
+            return 0;
+        }
+        let chosen = (&raw const (*offer).first).cast::<Endpoint>().add(index);
+        endpoint.write(Endpoint {
+            address: [
+                read_volatile(&raw const (*chosen).address[0]),
+                read_volatile(&raw const (*chosen).address[1]),
+                read_volatile(&raw const (*chosen).address[2]),
+                read_volatile(&raw const (*chosen).address[3]),
+            ],
+            port: read_volatile(&raw const (*chosen).port),
+            zero: 0,
+        });
+        let id = read_volatile(&raw const (*service).id);
+        let belongs = &raw const (*service).frontend;
+        let same = read_volatile(&raw const (*belongs).address[3]) == frontend.address[3]
+            && read_volatile(&raw const (*belongs).port) == frontend.port
+            && read_volatile(&raw const (*belongs).protocol) == frontend.protocol
+            && read_volatile(&raw const (*belongs).address[2]) == frontend.address[2]
+            && read_volatile(&raw const (*belongs).address[1]) == frontend.address[1]
+            && read_volatile(&raw const (*belongs).address[0]) == frontend.address[0];
+        if same {
+            count(id, true);
+            id
+        } else {
+            0
+        }
+    }
+}
 
 /// `endpoint` comes in as where an unconnected socket was sent before, or as zero, and goes out as the choice.
 #[inline(always)]
@@ -38,7 +93,13 @@ pub fn choose(ctx: &SockAddrContext, frontend: &Frontend, service: &mut Service,
             count(service.id, false);
             return Verdict::Refuse;
         }
-        if kept(ctx, service, endpoint) || choice::pick(service, client_hash(ctx, frontend), endpoint) {
+        let found = kept(ctx, service, endpoint)
+            || if attempt == 1 {
+                choice::pick(service, client_hash(ctx, frontend), endpoint)
+            } else {
+                choice::any(service, endpoint)
+            };
+        if found {
             if service.affinity != 0 {
                 stay(ctx, service, endpoint);
             }

@@ -6,7 +6,7 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::programs::SockContext;
-use hull_ebpf_types::{Frontend, Service, flag, scope};
+use hull_ebpf_types::{Frontend, flag, scope};
 
 use crate::address::{Family, protocol};
 use crate::find::{any, is_host, serves_node_ports};
@@ -50,7 +50,7 @@ pub fn takes_node_port(ctx: &SockContext, family: Family) -> bool {
 #[inline(always)]
 fn is_node_port(frontend: &Frontend) -> bool {
     // SAFETY: a torn read costs one process an error that it gets a moment later anyway.
-    unsafe { SERVICES.get(frontend) }.is_some_and(|service: &Service| service.flags & flag::NODE_PORT != 0)
+    unsafe { SERVICES.get(frontend) }.is_some_and(|offer| offer.service.flags & flag::NODE_PORT != 0)
 }
 
 #[inline(always)]

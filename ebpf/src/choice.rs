@@ -8,8 +8,9 @@ use hull_ebpf_types::{Backend, CHUNK, Endpoint, Load, Member, Service, Slot, alg
 
 use crate::maps::{LOAD, SLOTS, TABLES};
 
-/// Of more backends than this the one with the fewest connections is looked for among as many, from a random one on.
-const SCANNED: u32 = 32;
+/// Of more backends than eight times this the one with the fewest connections is looked for among as many, from a random one
+/// on. The verifier forgets what it has verified of longer loops, and verifies it again.
+const ROUNDS: u32 = 2;
 /// A measured latency counts half after each 2^33 ns (8.6 s) without a new measurement.
 const FADES: u32 = 33;
 
@@ -24,8 +25,19 @@ pub fn pick(service: &Service, client: u32, endpoint: &mut Endpoint) -> bool {
         algorithm::MAGLEV => place(service, client),
         algorithm::LEAST_CONNECTIONS => idlest(service),
         algorithm::POWER_OF_TWO if count > 1 => better_of_two(service),
-        _ => random() % count,
+        _ => below(count),
     };
+    at(service, index, endpoint)
+}
+
+/// Any of the backends, whatever the algorithm: for one who finds the set changed again.
+#[inline(never)]
+pub fn any(service: &Service, endpoint: &mut Endpoint) -> bool {
+    at(service, below(service.count), endpoint)
+}
+
+#[inline(always)]
+fn at(service: &Service, index: u32, endpoint: &mut Endpoint) -> bool {
     let mut backend = Backend::default();
     if !slot(service, index, &mut backend) {
         return false;
@@ -53,11 +65,22 @@ fn slot(service: &Service, index: u32, backend: &mut Backend) -> bool {
         None => return false,
         Some(found) => *backend = *found,
     }
-    backend.slot == slot
+    same(&backend.slot, &slot)
+}
+
+/// In one comparison: the verifier follows both ways of each.
+#[inline(always)]
+fn same(one: &Slot, other: &Slot) -> bool {
+    let difference = |one: u32, other: u32| u64::from(one ^ other);
+    let sum = difference(one.service, other.service)
+        + difference(one.generation, other.generation)
+        + difference(one.index, other.index);
+    sum == 0
 }
 
 /// The slot at the client's place in the look-up table; what no set has when it has just changed.
-#[inline(always)]
+/// A function of its own in the program, too: what the verifier finds out about each way in it ends with it.
+#[inline(never)]
 fn place(service: &Service, client: u32) -> u32 {
     if service.table == 0 {
         return u32::MAX;
@@ -78,38 +101,101 @@ fn place(service: &Service, client: u32) -> u32 {
     }
 }
 
-#[inline(always)]
+/// A function of its own in the program, too: what the verifier finds out about each way in it ends with it.
+#[inline(never)]
 fn idlest(service: &Service) -> u32 {
     let count = service.count;
-    let start = random() % count;
-    let mut best = start;
-    let mut best_open = u64::MAX;
-    let mut best_weight = 1;
-    let mut scanned = 0;
-    while scanned < SCANNED && scanned < count {
-        let index = (start + scanned) % count;
-        scanned += 1;
-        let mut backend = Backend::default();
-        if !slot(service, index, &mut backend) {
-            return u32::MAX;
-        }
-        let open = u64::from(load(service, &backend).open);
-        let weight = u64::from(backend.weight);
-        if best_open == u64::MAX || open * best_weight < best_open * weight {
-            best = index;
-            best_open = open;
-            best_weight = weight;
+    let start = below(count);
+    let mut search = Search {
+        start,
+        scanned: 0,
+        best: Candidate {
+            index: start,
+            // More than any backend has.
+            open: u64::from(u32::MAX) + 1,
+            weight: 1,
+        },
+    };
+    let mut round = 0;
+    while round < ROUNDS {
+        round += 1;
+        if !(consider(service, &mut search)
+            && consider(service, &mut search)
+            && consider(service, &mut search)
+            && consider(service, &mut search)
+            && consider(service, &mut search)
+            && consider(service, &mut search)
+            && consider(service, &mut search)
+            && consider(service, &mut search))
+        {
+            break;
         }
     }
-    best
+    search.best.index
+}
+
+/// Looks at one more slot; false when that was the last.
+#[inline(always)]
+fn consider(service: &Service, search: &mut Search) -> bool {
+    let count = service.count;
+    if search.scanned >= count {
+        return false;
+    }
+    let index = (search.start + search.scanned) % count;
+    search.scanned += 1;
+    let key = Slot {
+        service: service.id,
+        generation: service.generation,
+        index,
+    };
+    let Some(found) = SLOTS.get_ptr(&key) else {
+        search.best.index = u32::MAX;
+        return false;
+    };
+    // SAFETY: read at once; the element's own key tells whether it was reused meanwhile.
+    let (slot, endpoint, weight) = unsafe { ((*found).slot, (*found).endpoint, u64::from((*found).weight)) };
+    let member = Member {
+        service: service.id,
+        endpoint,
+    };
+    let open = match LOAD.get_ptr(&member) {
+        // SAFETY: a torn value costs one client a less good choice.
+        Some(load) => u64::from(unsafe { (*load).open }),
+        None => 0,
+    };
+    if !same(&slot, &key) {
+        search.best.index = u32::MAX;
+        return false;
+    }
+    if open * search.best.weight < search.best.open * weight {
+        // SAFETY: a variable of our own. Written as one: the compiler would test the condition for each part, and the
+        // verifier follow every combination.
+        unsafe { (&raw mut search.best).write_volatile(Candidate { index, open, weight }) };
+    }
+    true
+}
+
+struct Search {
+    start: u32,
+    scanned: u32,
+    best: Candidate,
+}
+
+#[derive(Clone, Copy)]
+struct Candidate {
+    index: u32,
+    open: u64,
+    weight: u64,
 }
 
 /// Two different slots at random; of these the one where the product of time to connect and connections is smaller.
-#[inline(always)]
+/// A function of its own in the program, too: what the verifier finds out about each way in it ends with it.
+#[inline(never)]
 fn better_of_two(service: &Service) -> u32 {
     let count = service.count;
-    let one = random() % count;
-    let two = (one + 1 + random() % (count - 1)) % count;
+    let one = below(count);
+    let next = one + 1 + below(count - 1);
+    let two = if next < count { next } else { next - count };
     // SAFETY: a helper without preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let mut backend = Backend::default();
@@ -157,8 +243,10 @@ fn load(service: &Service, backend: &Backend) -> Load {
     load
 }
 
+/// Any number below this one.
 #[inline(always)]
-fn random() -> u32 {
+fn below(count: u32) -> u32 {
     // SAFETY: a helper without preconditions.
-    unsafe { bpf_get_prandom_u32() }
+    let random = unsafe { bpf_get_prandom_u32() };
+    ((u64::from(random) * u64::from(count)) >> 32) as u32
 }

@@ -38,8 +38,8 @@ pub fn find(ctx: *mut c_void, asked: &Frontend, service: &mut Service) -> Found 
     let any = any(&asked.address);
     match exactly(asked, service) {
         Found::Nothing => {}
-        // A node port's own key, asked for by the unspecified address: the host's loopback.
-        Found::Service if asked.address == any => return on_this_node(ctx, asked),
+        // A node port's own key, asked for by the unspecified address, or a pod's port on a loopback address of the host.
+        Found::Service if service.flags & flag::NODE_PORT != 0 => return on_this_node(ctx, asked),
         found => return found,
     }
     let mut other = *asked;
@@ -61,7 +61,7 @@ fn exactly(frontend: &Frontend, service: &mut Service) -> Found {
     // SAFETY: copied at once, and its own key tells whether it was reused meanwhile.
     match unsafe { SERVICES.get(frontend) } {
         None => return Found::Nothing,
-        Some(found) => *service = *found,
+        Some(found) => *service = found.service,
     }
     if service.frontend == *frontend {
         Found::Service

@@ -5,6 +5,7 @@
 //! Attached to a cgroup with BPF_CGROUP_INET4_CONNECT and its siblings; bpf-helpers(7).
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod address;
 mod balance;
@@ -12,7 +13,10 @@ mod bind;
 mod choice;
 mod find;
 mod maps;
+mod origin;
 mod remember;
+
+use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::bpf_set_retval;
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
@@ -20,7 +24,7 @@ use aya_ebpf::programs::{SockAddrContext, SockContext};
 
 use address::Family;
 use balance::Verdict;
-use hull_ebpf_types::{Endpoint, Frontend, Service};
+use hull_ebpf_types::{Endpoint, Frontend, Service, algorithm};
 
 /// What a program returns: go on with the (possibly rewritten) address, or fail the call.
 const PROCEED: i32 = 1;
@@ -82,22 +86,43 @@ fn post_bind6(ctx: SockContext) -> i32 {
     post_bind(&ctx, Family::V6)
 }
 
+/// A socket is closed by its last owner.
+#[cgroup_sock(sock_release)]
+fn sock_release(ctx: SockContext) -> i32 {
+    remember::closed(&ctx);
+    PROCEED
+}
+
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let mut frontend = Frontend::default();
     if !address::frontend(ctx, family, &mut frontend) {
         return PROCEED;
     }
+    let mut endpoint = MaybeUninit::uninit();
+    let service = balance::at_once(&frontend, &mut endpoint);
+    if service == 0 {
+        return connect_by_policy(ctx, family, &frontend);
+    }
+    // SAFETY: written where a service was found.
+    let endpoint = unsafe { endpoint.assume_init_ref() };
+    remember::connected(ctx, &frontend, service, algorithm::RANDOM, endpoint);
+    address::write(ctx, family, endpoint);
+    PROCEED
+}
+
+#[inline(always)]
+fn connect_by_policy(ctx: &SockAddrContext, family: Family, frontend: &Frontend) -> i32 {
     let mut service = Service::default();
     let mut endpoint = Endpoint::default();
-    match balance::choose(ctx, &frontend, &mut service, &mut endpoint) {
+    match balance::choose(ctx, frontend, &mut service, &mut endpoint) {
         Verdict::NotAService => {
             remember::forget_connected(ctx);
             PROCEED
         }
         Verdict::Refuse => fail(ECONNREFUSED),
         Verdict::Send => {
-            remember::connected(ctx, &frontend, service.id, &endpoint);
+            remember::connected(ctx, frontend, service.id, service.algorithm, &endpoint);
             address::write(ctx, family, &endpoint);
             PROCEED
         }

@@ -1,19 +1,18 @@
 //! The maps. The agent pins them, sizes them, and fills those before `load`.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuHashMap, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuHashMap, SkStorage};
 use aya_ebpf::macros::btf_map;
-use hull_ebpf_types::{
-    Affinity, Backend, Chunk, Client, Counters, Frontend, Load, Member, Origin, Peers, Service, Slot, Translation,
-};
+use hull_ebpf_types::{Affinity, Backend, Chunk, Client, Counters, Frontend, Load, Member, Offer, Origin, Peers, Slot};
 
 /// Memory is taken for what is used, not for what could be.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 /// Overridden by the agent's configured limits.
 const PLACEHOLDER: usize = 1024;
+const ORIGINS_PLACES: usize = hull_ebpf_types::ORIGINS as usize;
 
 #[btf_map(name = "services")]
-pub static SERVICES: HashMap<Frontend, Service, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+pub static SERVICES: HashMap<Frontend, Offer, PLACEHOLDER, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "slots")]
 pub static SLOTS: HashMap<Slot, Backend, PLACEHOLDER, ON_DEMAND> = HashMap::new();
@@ -39,12 +38,13 @@ pub static COUNTERS: PerCpuHashMap<u32, Counters, PLACEHOLDER, ON_DEMAND> = PerC
 #[btf_map(name = "affinity")]
 pub static AFFINITY: LruHashMap<Client, Affinity, PLACEHOLDER> = LruHashMap::new();
 
+/// Each socket's place is its cookie's remainder: cookies are given out in order.
 #[btf_map(name = "origins")]
-pub static ORIGINS: SkStorage<Origin> = SkStorage::new();
+pub static ORIGINS: Array<Origin, { ORIGINS_PLACES }> = Array::new();
+
+/// What does not fit into `origins`.
+#[btf_map(name = "overflow")]
+pub static OVERFLOW: SkStorage<Origin> = SkStorage::new();
 
 #[btf_map(name = "peers")]
 pub static PEERS: SkStorage<Peers> = SkStorage::new();
-
-/// By socket cookie. An entry that was evicted only costs a socket the news that its backend is gone.
-#[btf_map(name = "flows")]
-pub static FLOWS: LruHashMap<u64, Translation, PLACEHOLDER> = LruHashMap::new();

@@ -1,55 +1,98 @@
-//! What a socket asked for, kept in its socket storage: it lives exactly as long as the socket and is never evicted.
+//! What a socket asked for, so that getpeername(2) and recvmsg(2) show it.
 //!
+//! A connected socket's origin has the place in `origins` that its cookie leads to, until the socket is closed: nothing
+//! is evicted. A socket whose place is taken has it in its own storage, which costs a connect several times as much.
 //! An entry is only believed while the address at hand is the backend it names, so a socket that was connected
 //! elsewhere since shows the truth.
 
+use core::ptr::{read_volatile, write_volatile};
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns};
-use aya_ebpf::programs::SockAddrContext;
-use hull_ebpf_types::{Endpoint, Frontend, Peers, Translation, UNCONNECTED_PEERS};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
+use hull_ebpf_types::{Endpoint, Frontend, Origin, Peers, Translation, UNCONNECTED_PEERS, algorithm, state};
 
-use crate::maps::{FLOWS, ORIGINS, PEERS};
+use crate::maps::{OVERFLOW, PEERS};
+use crate::origin;
 
-const UDP: u8 = 17;
-
+/// `chosen` is the algorithm by which the endpoint was.
 #[inline(always)]
-pub fn connected(ctx: &SockAddrContext, frontend: &Frontend, service: u32, endpoint: &Endpoint) {
-    let to = Translation {
-        frontend: *frontend,
-        endpoint: *endpoint,
-    };
+pub fn connected(ctx: &SockAddrContext, frontend: &Frontend, service: u32, chosen: u32, endpoint: &Endpoint) {
+    let weighed = matches!(chosen, algorithm::LEAST_CONNECTIONS | algorithm::POWER_OF_TWO);
+    let state = if weighed { state::WEIGHED } else { 0 };
+    // SAFETY: a helper with the context that the kernel passed.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let Some(place) = origin::place(cookie) else { return };
+    // SAFETY: a valid element, of which nobody but its owner writes the rest.
+    unsafe {
+        if read_volatile(&raw const (*place).cookie) == cookie || origin::take(place, cookie) {
+            write(place, cookie, frontend, service, state, endpoint);
+        } else {
+            overflow(ctx, frontend, service, state, endpoint);
+        }
+    }
+}
+
+/// Word by word: LLVM's code for copies of structs this long goes wrong.
+///
+/// # Safety
+/// The origin must be the socket's own.
+#[inline(always)]
+unsafe fn write(origin: *mut Origin, cookie: u64, frontend: &Frontend, service: u32, state: u32, endpoint: &Endpoint) {
+    // SAFETY: by the caller; a helper without preconditions.
+    unsafe {
+        (*origin).to.frontend = *frontend;
+        (*origin).to.endpoint = *endpoint;
+        (*origin).service = service;
+        (*origin).state = state;
+        (*origin).started = bpf_ktime_get_ns();
+        write_volatile(&raw mut (*origin).cookie, cookie);
+    }
+}
+
+#[inline(never)]
+fn overflow(ctx: &SockAddrContext, frontend: &Frontend, service: u32, state: u32, endpoint: &Endpoint) {
     // SAFETY: the context's socket is valid for the call; the value is checked before use.
     unsafe {
-        let stored = ORIGINS.get_or_insert_ptr_mut(ctx, None);
+        let stored = OVERFLOW.get_or_insert_ptr_mut(ctx, None);
         if !stored.is_null() {
-            // Field by field: LLVM's code for copies of structs this long goes wrong.
-            (*stored).to = to;
-            (*stored).started = bpf_ktime_get_ns();
-            (*stored).flow.sampled = 0;
-            (*stored).flow.sent = 0;
-            (*stored).flow.received = 0;
-            (*stored).flow.in_diary = 0;
-            (*stored).flow.retransmits = 0;
-            (*stored).service = service;
+            write(stored, 0, frontend, service, state, endpoint);
         }
-        if frontend.protocol == UDP {
-            let _ = FLOWS.insert(&bpf_get_socket_cookie(ctx.as_ptr()), &to, 0);
+    }
+}
+
+/// The socket's entry, or null.
+#[inline(always)]
+fn own(ctx: &SockAddrContext) -> *mut Origin {
+    // SAFETY: helpers with the context that the kernel passed, whose socket is valid for the call.
+    unsafe {
+        match origin::of(bpf_get_socket_cookie(ctx.as_ptr())) {
+            Some(place) => place,
+            None => OVERFLOW.get_ptr_mut(ctx),
         }
     }
 }
 
 #[inline(always)]
 pub fn forget_connected(ctx: &SockAddrContext) {
-    // SAFETY: as above.
-    unsafe {
-        let stored = ORIGINS.get_ptr_mut(ctx);
-        if !stored.is_null() {
-            if (*stored).to.frontend.protocol == UDP {
-                let _ = FLOWS.remove(&bpf_get_socket_cookie(ctx.as_ptr()));
-            }
+    let origin = own(ctx);
+    if !origin.is_null() {
+        // SAFETY: the socket's own value.
+        unsafe {
             // No endpoint has this port, and no service this number.
-            (*stored).to.endpoint.port = 0;
-            (*stored).service = 0;
+            (*origin).to.endpoint.port = 0;
+            (*origin).service = 0;
+        }
+    }
+}
+
+/// The socket is being closed. What is still observed goes when the connection does.
+#[inline(always)]
+pub fn closed(ctx: &SockContext) {
+    // SAFETY: a helper with the context that the kernel passed; the origin is the socket's own.
+    unsafe {
+        if let Some(origin) = origin::of(bpf_get_socket_cookie(ctx.as_ptr())) {
+            origin::leave(origin, state::CLOSED);
         }
     }
 }
@@ -57,16 +100,14 @@ pub fn forget_connected(ctx: &SockAddrContext) {
 /// What the socket asked for, when it was sent to `shown`.
 #[inline(always)]
 pub fn origin_of_connected(ctx: &SockAddrContext, shown: &Endpoint, asked: &mut Endpoint) -> bool {
-    // SAFETY: as above.
-    let origin = unsafe {
-        let stored = ORIGINS.get_ptr_mut(ctx);
-        if stored.is_null() {
-            return false;
-        }
-        (*stored).to
-    };
-    *asked = asked_for(&origin);
-    origin.endpoint == *shown
+    let origin = own(ctx);
+    if origin.is_null() {
+        return false;
+    }
+    // SAFETY: the socket's own value.
+    let to = unsafe { (*origin).to };
+    *asked = asked_for(&to);
+    to.endpoint == *shown
 }
 
 #[inline(always)]

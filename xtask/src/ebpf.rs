@@ -35,17 +35,22 @@ const PROGRAMS: [Program; 3] = [
     Program {
         name: "hull",
         sources: "src",
-        shared: &["types/src/lib.rs"],
+        shared: &["types/src/lib.rs", "types/src/observe.rs"],
     },
     Program {
         name: "edge",
         sources: "edge",
-        shared: &["types/src/lib.rs", "types/src/edge.rs", "src/choice.rs"],
+        shared: &[
+            "types/src/lib.rs",
+            "types/src/observe.rs",
+            "types/src/edge.rs",
+            "src/choice.rs",
+        ],
     },
     Program {
         name: "observe",
         sources: "observe",
-        shared: &["types/src/lib.rs", "types/src/observe.rs"],
+        shared: &["types/src/lib.rs", "types/src/observe.rs", "src/origin.rs"],
     },
 ];
 

@@ -36,7 +36,7 @@ pub struct NetworkConfig {
     /// Runtime state: allocations are kept under `<run_dir>/network`.
     pub run_dir: PathBuf,
     /// The pods' MTU; `None` takes that of the interface with `node_ip`, else of the default route, else 1500, less what
-    /// `transport` needs.
+    /// `transport` needs for every packet.
     pub mtu: Option<u32>,
     /// The node's address as other nodes see it.
     pub node_ip: Option<IpAddr>,

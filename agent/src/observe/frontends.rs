@@ -17,7 +17,7 @@ const SLOTS_MAX: u32 = 65_536;
 
 /// The proxy's maps.
 pub(super) struct Frontends {
-    services: HashMap<MapData, bpf::Frontend, bpf::Service>,
+    services: HashMap<MapData, bpf::Frontend, bpf::Offer>,
     slots: HashMap<MapData, bpf::Slot, bpf::Backend>,
     counters: PerCpuHashMap<MapData, u32, bpf::Counters>,
 }
@@ -50,7 +50,7 @@ impl Frontends {
 
     /// The service at an address, if the kernel knows one.
     pub(super) fn service(&self, frontend: &bpf::Frontend) -> Option<bpf::Service> {
-        self.services.get(frontend, 0).ok()
+        self.services.get(frontend, 0).ok().map(|offer| offer.service)
     }
 
     /// The backends of a service, each with the number of slots that lead to it.
@@ -73,7 +73,7 @@ impl Frontends {
     pub(super) fn living(&self, services: &BTreeSet<u32>) -> Result<BTreeSet<bpf::Member>, Error> {
         let mut living = BTreeSet::new();
         for element in self.services.iter() {
-            let (_, service) = element.map_err(|error| Error::access("read", "services", &error))?;
+            let (_, bpf::Offer { service, .. }) = element.map_err(|error| Error::access("read", "services", &error))?;
             if services.contains(&service.id) {
                 let member = |(backend, _): (bpf::Backend, u32)| bpf::Member {
                     service: service.id,
@@ -110,7 +110,7 @@ impl Frontends {
         }
         let mut named: BTreeMap<u32, Arc<ServicePort>> = BTreeMap::new();
         for element in self.services.iter() {
-            let (frontend, service) = element.map_err(broken("services"))?;
+            let (frontend, bpf::Offer { service, .. }) = element.map_err(broken("services"))?;
             // A whole address whose ports are refused is nobody's.
             if frontend.port != 0 {
                 named.entry(service.id).or_insert_with(|| names.name(&frontend));

@@ -24,7 +24,7 @@ const ATTACH_TYPE: u32 = 3;
 /// Maps of this program alone.
 const OWN: [&str; 5] = ["observed", "blank", "diary", "pages", "health"];
 /// Maps shared with the proxy's programs.
-const SHARED: [&str; 2] = ["origins", "load"];
+const SHARED: [&str; 3] = ["origins", "overflow", "load"];
 /// Lines of the diary, all CPUs together; each has a fair share, but not less than the least.
 const DIARY_LINES: u32 = 4_096;
 const DIARY_LINES_LEAST: u32 = 128;

@@ -58,15 +58,18 @@ impl Maps {
             .map_err(|error| Error::access("read", "observed", &error))
     }
 
-    /// How busy a backend is.
+    /// How busy a backend is: as the balancer counts it where that matters to it, else as it was observed.
     pub(super) fn load(&self, member: &Member) -> Load {
-        self.load.get(member, 0).unwrap_or_default()
+        let counted = self.load.get(member, 0);
+        let observed = || self.observed.get(member, 0).map(|observed| from_observed(&observed));
+        counted.or_else(|_| observed()).unwrap_or_default()
     }
 
     /// Connections open to a backend, and its element.
     pub(super) fn is_in_use(&self, member: &Member) -> bool {
         let observed = self.observed.get(member, 0);
-        observed.is_ok_and(|observed| observed.opened != observed.closed) || self.load(member).open > 0
+        observed.is_ok_and(|observed| observed.opened != observed.closed)
+            || self.load.get(member, 0).is_ok_and(|load| load.open > 0)
     }
 
     /// Forgets a backend.
@@ -114,6 +117,15 @@ impl Maps {
         }
         all.sort_by_key(|entry| entry.time);
         Ok(all.split_off(all.len().saturating_sub(most)))
+    }
+}
+
+fn from_observed(observed: &Observed) -> Load {
+    let open = observed.opened.saturating_sub(observed.closed);
+    Load {
+        open: u32::try_from(open).unwrap_or(u32::MAX),
+        latency: observed.smoothed,
+        updated: 0,
     }
 }
 

@@ -98,19 +98,12 @@ impl Observer {
         })
     }
 
-    /// All that was observed, with the load of each backend.
+    /// All that was observed.
     ///
     /// # Errors
     /// A map cannot be read.
-    pub fn observed(&self) -> Result<Vec<(Member, Observed, Load)>, Error> {
-        let maps = self.maps.lock();
-        let all = maps.observed()?.into_iter();
-        Ok(all
-            .map(|(member, observed)| {
-                let load = maps.load(&member);
-                (member, observed, load)
-            })
-            .collect())
+    pub fn observed(&self) -> Result<Vec<(Member, Observed)>, Error> {
+        self.maps.lock().observed()
     }
 
     /// How busy a backend is.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use hull_ebpf_types::Member;
 use hull_ebpf_types::observe::{Event, Failure, Observed};
-use hull_ebpf_types::{Load, Member};
 use serde::{Deserialize, Serialize};
 
 use super::frontends::Clients;
@@ -81,7 +81,7 @@ pub struct Seen {
 impl Seen {
     /// From the maps.
     #[must_use]
-    pub fn of(observed: &Observed, load: &Load) -> Seen {
+    pub fn of(observed: &Observed) -> Seen {
         let failures = FAILURES.iter().zip(observed.failures).filter(|(_, count)| *count > 0);
         Seen {
             opened: observed.opened,
@@ -92,7 +92,7 @@ impl Seen {
             failures: failures.map(|(kind, count)| ((*kind).to_owned(), count)).collect(),
             connect: Latencies::from(&observed.connect),
             rtt: Latencies::from(&observed.rtt),
-            smoothed: load.latency,
+            smoothed: observed.smoothed,
         }
     }
 
@@ -147,14 +147,12 @@ impl Seen {
 
 /// Puts names to what the maps hold. A backend that is reached through several addresses of a service is one.
 #[must_use]
-pub fn named(observed: &[(Member, Observed, Load)], names: &Names) -> Vec<BackendView> {
+pub fn named(observed: &[(Member, Observed)], names: &Names) -> Vec<BackendView> {
     let mut all: BTreeMap<(ServicePort, String), Seen> = BTreeMap::new();
-    for (member, observed, load) in observed {
+    for (member, observed) in observed {
         let service = (*names.name(&observed.frontend)).clone();
         let backend = socket_address(member.endpoint.address, member.endpoint.port).to_string();
-        all.entry((service, backend))
-            .or_default()
-            .add(&Seen::of(observed, load));
+        all.entry((service, backend)).or_default().add(&Seen::of(observed));
     }
     all.into_iter()
         .map(|((service, backend), seen)| BackendView { service, backend, seen })
@@ -205,7 +203,7 @@ mod tests {
         };
         observed.failures[0] = refused;
         observed.connect.counts[9] = opened;
-        Seen::of(&observed, &Load::default())
+        Seen::of(&observed)
     }
 
     #[test]
@@ -234,7 +232,6 @@ mod tests {
                     opened: 2,
                     ..Observed::default()
                 },
-                Load::default(),
             )
         };
         let views = named(&[one(1), one(2)], &Names::default());
@@ -261,7 +258,6 @@ mod tests {
                         endpoint: bpf_endpoint(),
                     },
                     Observed::default(),
-                    Load::default(),
                 )],
                 &Names::default(),
             ),

@@ -216,6 +216,12 @@ struct Maker<'a> {
     algorithm: Algorithm,
 }
 
+/// Whether the service asks that backends answer clients directly ([`FORWARDING`]).
+#[must_use]
+pub fn asks_direct_return(service: &Service) -> bool {
+    annotation(service, FORWARDING) == Some(DIRECT_RETURN)
+}
+
 impl<'a> Maker<'a> {
     fn new(
         service: &'a Service,
@@ -233,7 +239,7 @@ impl<'a> Maker<'a> {
             protocol: Protocol::from_name(port.protocol.as_deref().unwrap_or("TCP"))?,
             node_port: port.node_port.filter(|_| node_ports).and_then(port_number),
             ipv6,
-            direct_return: annotation(service, FORWARDING) == Some(DIRECT_RETURN),
+            direct_return: asks_direct_return(service),
             algorithm: algorithm(service).unwrap_or_default(),
         })
     }

@@ -1,7 +1,7 @@
 //! Tells UDP sockets that their backend is gone.
 //!
 //! A connected UDP socket never asks again where to send: without this, a resolver would talk to a dead pod forever.
-//! Only sockets are destroyed (ECONNABORTED, sock_diag(7)) whose entry in the map `flows` names the service **and**
+//! Only sockets are destroyed (ECONNABORTED, sock_diag(7)) whose entry in the map `origins` names the service **and**
 //! whose current peer is the vanished backend. (The kernel could show socket storage itself, but for TCP only.)
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{Array, MapData};
 use hull_ebpf_types as bpf;
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -33,18 +33,18 @@ const ID: usize = 48;
 
 /// What clients must leave: service and backend.
 pub(super) type Gone = BTreeSet<bpf::Translation>;
-/// What connected UDP sockets asked for and where they were sent, by socket cookie.
-pub(super) type Flows = HashMap<MapData, u64, bpf::Translation>;
+/// What connected sockets asked for and where they were sent.
+pub(super) type Origins = Array<MapData, bpf::Origin>;
 
 /// Destroys the UDP sockets that are connected to a vanished backend, in the host's and in all pods' namespaces.
 /// Returns how many.
-pub(super) fn destroy(gone: &Gone, netns_dir: &Path, flows: &Flows) -> Result<usize, Error> {
-    let mut destroyed = in_this_namespace(gone, flows).map_err(|source| Error::Sockets {
+pub(super) fn destroy(gone: &Gone, netns_dir: &Path, origins: &Origins) -> Result<usize, Error> {
+    let mut destroyed = in_this_namespace(gone, origins).map_err(|source| Error::Sockets {
         action: "look for UDP sockets on the host".to_owned(),
         source,
     })?;
     for path in namespaces(netns_dir) {
-        let result = in_namespace(&path, gone, flows);
+        let result = in_namespace(&path, gone, origins);
         destroyed += result.map_err(|source| Error::Sockets {
             action: format!("look for UDP sockets in the network namespace {}", path.display()),
             source,
@@ -61,12 +61,12 @@ fn namespaces(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-fn in_namespace(path: &Path, gone: &Gone, flows: &Flows) -> io::Result<usize> {
+fn in_namespace(path: &Path, gone: &Gone, origins: &Origins) -> io::Result<usize> {
     let namespace = File::open(path)?;
     thread::scope(|scope| {
         let worker = || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            in_this_namespace(gone, flows)
+            in_this_namespace(gone, origins)
         };
         let handle = thread::Builder::new()
             .name("sock-destroy".to_owned())
@@ -77,13 +77,13 @@ fn in_namespace(path: &Path, gone: &Gone, flows: &Flows) -> io::Result<usize> {
     })
 }
 
-fn in_this_namespace(gone: &Gone, flows: &Flows) -> io::Result<usize> {
+fn in_this_namespace(gone: &Gone, origins: &Origins) -> io::Result<usize> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut destroyed = 0;
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        for id in dump(&socket, family, gone, flows)? {
+        for id in dump(&socket, family, gone, origins)? {
             if destroy_one(&socket, family, &id)? {
                 destroyed += 1;
             }
@@ -92,7 +92,7 @@ fn in_this_namespace(gone: &Gone, flows: &Flows) -> io::Result<usize> {
     Ok(destroyed)
 }
 
-fn dump(socket: &Socket, family: u8, gone: &Gone, flows: &Flows) -> io::Result<Vec<[u8; ID]>> {
+fn dump(socket: &Socket, family: u8, gone: &Gone, origins: &Origins) -> io::Result<Vec<[u8; ID]>> {
     socket.send(
         &message(
             SOCK_DIAG_BY_FAMILY,
@@ -108,7 +108,7 @@ fn dump(socket: &Socket, family: u8, gone: &Gone, flows: &Flows) -> io::Result<V
             match kind {
                 NLMSG_DONE => return Ok(found),
                 NLMSG_ERROR => return acknowledged(body).map(|()| found),
-                _ => found.extend(matching(family, body, gone, flows)),
+                _ => found.extend(matching(family, body, gone, origins)),
             }
         }
     }
@@ -152,12 +152,19 @@ fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
 }
 
 /// The socket's identity (of struct inet_diag_msg), when it is one to destroy.
-fn matching(family: u8, body: &[u8], gone: &Gone, flows: &Flows) -> Option<[u8; ID]> {
+fn matching(family: u8, body: &[u8], gone: &Gone, origins: &Origins) -> Option<[u8; ID]> {
     let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
     let peer = peer(family, &id)?;
     let cookie = u64::from_ne_bytes(id.get(40..48)?.try_into().ok()?);
-    let origin = flows.get(&cookie, 0).ok()?;
+    let origin = origin(cookie, origins)?;
     (origin.endpoint == peer && gone.contains(&origin)).then_some(id)
+}
+
+/// Where a socket came from; none of a socket without a place: it keeps its vanished backend.
+fn origin(cookie: u64, origins: &Origins) -> Option<bpf::Translation> {
+    let place = u32::try_from(cookie % u64::from(bpf::ORIGINS)).ok()?;
+    let origin = origins.get(&place, 0).ok()?;
+    (origin.cookie == cookie).then_some(origin.to)
 }
 
 fn peer(family: u8, id: &[u8; ID]) -> Option<bpf::Endpoint> {

@@ -19,7 +19,7 @@ pub(super) enum Op {
     RemoveMember(bpf::Member),
     RemoveLoad(bpf::Member),
     RemoveCounters(u32),
-    PutService(bpf::Service),
+    PutService(Box<bpf::Offer>),
     RemoveService(bpf::Frontend),
 }
 

@@ -14,14 +14,16 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
 use hull_ebpf_types as bpf;
 
-use super::maps::NAMES;
+use super::maps::{NAMES, RETIRED};
 use super::{Error, ProxyConfig, bpffs, sys, tables};
 use crate::network::Cidr;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/hull.bpf.o"));
 
-/// The programs and their attach types (enum bpf_attach_type). What shows origins is attached before what makes them.
-const PROGRAMS: [(&str, u32); 10] = [
+/// The programs and their attach types (enum bpf_attach_type). What shows and forgets origins is attached before what
+/// makes them.
+const PROGRAMS: [(&str, u32); 11] = [
+    ("sock_release", 34),
     ("recvmsg4", 19),
     ("recvmsg6", 20),
     ("getpeername4", 29),
@@ -69,7 +71,6 @@ fn load_with(config: &ProxyConfig, can_set_error: u32, log: VerifierLogLevel) ->
         ("load", limits.members),
         ("addresses", limits.addresses),
         ("affinity", limits.clients),
-        ("flows", limits.clients),
     ] {
         loader.map_max_entries(name, entries);
     }
@@ -229,7 +230,7 @@ fn classify(name: &str) -> Option<Pin> {
         return Some(Pin::Link);
     }
     let (map, layout) = name.rsplit_once("_v")?;
-    NAMES.contains(&map).then_some(Pin::Map(layout.parse().ok()?))
+    (NAMES.contains(&map) || RETIRED.contains(&map)).then_some(Pin::Map(layout.parse().ok()?))
 }
 
 /// Detaches every program and removes every pin in `bpf_dir`; nothing of the proxy remains in the kernel once no

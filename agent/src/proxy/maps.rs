@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap, SkStorage};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuHashMap, SkStorage};
 use hull_ebpf_types as bpf;
 
 use super::Error;
-use super::destroy::Flows;
+use super::destroy::Origins;
 use super::installed::{Contents, Op};
 
 /// The names of all maps, as in the object and, with the layout's version, as pins.
@@ -21,22 +21,25 @@ pub(super) const NAMES: [&str; 11] = [
     "counters",
     "affinity",
     "origins",
+    "overflow",
     "peers",
-    "flows",
 ];
+
+/// Names that earlier layouts had besides.
+pub(super) const RETIRED: [&str; 1] = ["flows"];
 
 /// Any value: being in the map is what counts.
 const PRESENT: u32 = 1;
 
 pub(super) struct Maps {
-    services: HashMap<MapData, bpf::Frontend, bpf::Service>,
+    services: HashMap<MapData, bpf::Frontend, bpf::Offer>,
     slots: HashMap<MapData, bpf::Slot, bpf::Backend>,
     tables: HashMap<MapData, bpf::Slot, bpf::Chunk>,
     members: HashMap<MapData, bpf::Member, u32>,
     addresses: HashMap<MapData, [u32; 4], u32>,
     load: HashMap<MapData, bpf::Member, bpf::Load>,
     counters: PerCpuHashMap<MapData, u32, bpf::Counters>,
-    flows: Flows,
+    origins: Origins,
 }
 
 impl Maps {
@@ -48,12 +51,12 @@ impl Maps {
         };
         let (services, slots, tables) = (map("services")?, map("slots")?, map("tables")?);
         let (members, addresses, load) = (map("members")?, map("addresses")?, map("load")?);
-        let (counters, flows) = (map("counters")?, map("flows")?);
+        let (counters, origins) = (map("counters")?, map("origins")?);
         for (name, fit) in [
             ("peers", SkStorage::<_, bpf::Peers>::try_from(&map("peers")?).map(drop)),
             (
-                "origins",
-                SkStorage::<_, bpf::Origin>::try_from(&map("origins")?).map(drop),
+                "overflow",
+                SkStorage::<_, bpf::Origin>::try_from(&map("overflow")?).map(drop),
             ),
         ] {
             fits(name, fit)?;
@@ -66,19 +69,19 @@ impl Maps {
             addresses: fits("addresses", HashMap::try_from(addresses))?,
             load: fits("load", HashMap::try_from(load))?,
             counters: fits("counters", PerCpuHashMap::try_from(counters))?,
-            flows: fits("flows", HashMap::try_from(flows))?,
+            origins: fits("origins", Array::try_from(origins))?,
         })
     }
 
-    /// What connected UDP sockets asked for.
-    pub(super) fn flows(&self) -> &Flows {
-        &self.flows
+    /// What connected sockets asked for.
+    pub(super) fn origins(&self) -> &Origins {
+        &self.origins
     }
 
     /// Everything that is in the maps.
     pub(super) fn read(&self) -> Result<Contents, Error> {
         Ok(Contents {
-            services: collect("services", self.services.iter())?,
+            services: collect("services", self.services.iter().map(service_of))?,
             slots: collect("slots", self.slots.iter())?,
             chunks: collect("tables", self.tables.keys())?,
             members: collect("members", self.members.keys())?,
@@ -92,7 +95,10 @@ impl Maps {
             Op::PutSlot(backend) => wrote("slots", self.slots.insert(backend.slot, backend, 0)),
             Op::PutChunk(chunk) => wrote("tables", self.tables.insert(chunk.key, chunk.as_ref(), 0)),
             Op::PutMember(member) => wrote("members", self.members.insert(member, PRESENT, 0)),
-            Op::PutService(service) => wrote("services", self.services.insert(service.frontend, service, 0)),
+            Op::PutService(offer) => wrote(
+                "services",
+                self.services.insert(offer.service.frontend, offer.as_ref(), 0),
+            ),
             Op::RemoveSlot(slot) => removed("slots", self.slots.remove(slot)),
             Op::RemoveChunk(chunk) => removed("tables", self.tables.remove(chunk)),
             Op::RemoveMember(member) => removed("members", self.members.remove(member)),
@@ -149,6 +155,13 @@ impl Maps {
         };
         Ok(values.iter().fold(bpf::Counters::default(), sum))
     }
+}
+
+/// An element of `services` without the backends it has in itself: they follow from the generation.
+fn service_of(
+    element: Result<(bpf::Frontend, bpf::Offer), MapError>,
+) -> Result<(bpf::Frontend, bpf::Service), MapError> {
+    element.map(|(frontend, offer)| (frontend, offer.service))
 }
 
 fn fits<T>(map: &'static str, result: Result<T, MapError>) -> Result<T, Error> {

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use aya::Ebpf;
 use hull_ebpf_types as bpf;
 
-pub use compute::{BALANCE, DnsRedirect, FORWARDING, NodeView, algorithm, compute, dns};
+pub use compute::{BALANCE, DnsRedirect, FORWARDING, NodeView, algorithm, asks_direct_return, compute, dns};
 pub use error::{Error, Rejected};
 pub use load::unload;
 pub(crate) use slices::service_of;
@@ -75,7 +75,8 @@ impl ProxyConfig {
 }
 
 /// Capacities of the maps, fixed when they are made. Elements take memory when they come; room for them costs the
-/// kernel 16 bytes each (9 MB in all by default), but for `clients`, which are allocated in advance (2 MB).
+/// kernel 16 bytes each (9 MB in all by default). Allocated in advance are `clients` (2 MB), and the places of connected
+/// sockets ([`bpf::ORIGINS`], 1.7 MB), whose number does not depend on these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Addresses times ports that lead to services.
@@ -88,8 +89,7 @@ pub struct Limits {
     pub chunks: u32,
     /// Addresses of the node.
     pub addresses: u32,
-    /// Clients with session affinity, times their services, and as many connected UDP sockets; the least recently used
-    /// are forgotten.
+    /// Clients with session affinity, times their services; the least recently used are forgotten.
     pub clients: u32,
 }
 
@@ -355,7 +355,7 @@ impl Proxy {
     fn finish(&mut self, round: Round) -> Result<Report, Error> {
         let Round { mut report, gone } = round;
         if !gone.is_empty() {
-            report.destroyed = destroy::destroy(&gone, &self.config.netns_dir, self.maps.flows())?;
+            report.destroyed = destroy::destroy(&gone, &self.config.netns_dir, self.maps.origins())?;
         }
         Ok(report)
     }
@@ -384,7 +384,9 @@ impl Proxy {
         for op in &change.commits {
             let (frontend, result) = (frontend_of(op), self.maps.execute(op));
             match (op, result) {
-                (Op::PutService(service), Ok(())) => drop(self.installed.services.insert(service.frontend, *service)),
+                (Op::PutService(offer), Ok(())) => {
+                    self.installed.services.insert(offer.service.frontend, offer.service);
+                }
                 (Op::RemoveService(frontend), Ok(())) => drop(self.installed.services.remove(frontend)),
                 (_, Err(error)) => {
                     failed.extend(frontend);
@@ -463,7 +465,7 @@ fn is_udp(frontend: Frontend) -> bool {
 
 fn frontend_of(op: &Op) -> Option<bpf::Frontend> {
     match op {
-        Op::PutService(service) => Some(service.frontend),
+        Op::PutService(offer) => Some(offer.service.frontend),
         Op::RemoveService(frontend) => Some(*frontend),
         _ => None,
     }

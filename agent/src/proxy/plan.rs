@@ -75,7 +75,10 @@ pub(super) fn change(
     for exposed in frontends {
         let service = service(id, extent, group, exposed);
         if installed.services.get(&service.frontend) != Some(&service) || !old.intact {
-            change.commits.push(Op::PutService(service));
+            let first = first(extent.count, group);
+            change
+                .commits
+                .push(Op::PutService(Box::new(bpf::Offer { service, first })));
         }
     }
     let kept: BTreeSet<&bpf::Frontend> = new.frontends.iter().collect();
@@ -182,6 +185,18 @@ fn slots(id: u32, generation: u32, group: &Group) -> impl Iterator<Item = bpf::B
         endpoint: backend.endpoint,
         weight: backend.weight,
     })
+}
+
+/// The backends of the first slots.
+fn first(count: u32, group: &Group) -> [bpf::Endpoint; bpf::FIRST] {
+    let mut first = [bpf::Endpoint::default(); bpf::FIRST];
+    // Nobody looks for those of larger sets here.
+    if count as usize <= bpf::FIRST {
+        for (place, slot) in first.iter_mut().zip(slots(0, 0, group)) {
+            *place = slot.endpoint;
+        }
+    }
+    first
 }
 
 fn chunks(id: u32, extent: Extent, group: &Group) -> Vec<Op> {

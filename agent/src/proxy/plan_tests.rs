@@ -28,7 +28,7 @@ impl Maps {
             Op::RemoveChunk(chunk) => drop(self.chunks.remove(chunk)),
             Op::PutMember(member) => drop(self.members.insert(*member)),
             Op::RemoveMember(member) => drop(self.members.remove(member)),
-            Op::PutService(service) => drop(self.services.insert(service.frontend, *service)),
+            Op::PutService(offer) => drop(self.services.insert(offer.service.frontend, offer.service)),
             Op::RemoveService(frontend) => drop(self.services.remove(frontend)),
             Op::RemoveLoad(_) | Op::RemoveCounters(_) => {}
         }
@@ -120,7 +120,7 @@ fn carry_out(maps: &mut Maps, installed: &mut Installed, group: &Group, stop: Op
     }
     for op in &change.commits {
         match op {
-            Op::PutService(service) => drop(installed.services.insert(service.frontend, *service)),
+            Op::PutService(offer) => drop(installed.services.insert(offer.service.frontend, offer.service)),
             Op::RemoveService(frontend) => drop(installed.services.remove(frontend)),
             _ => unreachable!(),
         }

@@ -18,13 +18,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hull_agent::network::namespaces::{self, Kind, Pinned};
 use hull_agent::network::{NetworkConfig, PodNetwork, Transport};
-use hull_agent::proxy::edge::{self, Attach, Edge, EdgeConfig, EdgePod, EdgeView};
+use hull_agent::proxy::edge::{self, Attach, Edge, EdgeConfig, EdgeLimits, EdgePod, EdgeView};
 use hull_agent::proxy::{self, Proxy, ProxyConfig};
-use hull_ebpf_types::edge::{Reason, Track, Tuple};
+use hull_ebpf_types::Affinity;
+use hull_ebpf_types::edge::{Reason, Track, Tuple, Visitor};
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 
 #[allow(unused_imports, reason = "every test crate uses another part")]
@@ -74,6 +75,9 @@ pub struct Node {
     pub proxy: Option<Proxy>,
     pub edge: Option<Edge>,
     pub attach: Attach,
+    limits: EdgeLimits,
+    /// Of the edge's maps; another one than the usual is an upgrade.
+    pub layout: u32,
     pods: Vec<Pinned>,
     generation: u32,
     neighbours: bool,
@@ -97,6 +101,11 @@ impl World {
     }
 
     pub fn with(attach: Attach) -> World {
+        World::limited(attach, EdgeLimits::default())
+    }
+
+    /// With maps of the nodes' edges that hold so much.
+    pub fn limited(attach: Attach, limits: EdgeLimits) -> World {
         assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let name = format!("edge{}x{number}", std::process::id());
@@ -108,7 +117,7 @@ impl World {
         };
         world.build();
         for number in [1, 2] {
-            let node = world.node(number, attach);
+            let node = world.node(number, attach, limits);
             world.nodes.push(node);
         }
         world
@@ -178,7 +187,7 @@ impl World {
         }
     }
 
-    fn node(&self, number: u8, attach: Attach) -> Node {
+    fn node(&self, number: u8, attach: Attach, limits: EdgeLimits) -> Node {
         let namespace = path(&format!("{}{number}", self.name));
         let dir = tempfile::tempdir().unwrap();
         let cgroup = cgroup2_mount().join(format!("hull-{}{number}", self.name));
@@ -205,6 +214,8 @@ impl World {
             proxy: None,
             edge: None,
             attach,
+            limits,
+            layout: hull_ebpf_types::edge::LAYOUT,
             pods: Vec::new(),
             generation: 0,
             neighbours: true,
@@ -240,12 +251,14 @@ impl Node {
     /// Loads both proxies as a starting agent does.
     pub fn start(&mut self) {
         let (bpf, netns) = (self.bpf_dir(), self.dir.path().join("netns"));
-        let (cgroup, attach) = (self.cgroup.clone(), self.attach);
+        let (cgroup, attach, limits, layout) = (self.cgroup.clone(), self.attach, self.limits, self.layout);
         let view = self.view();
         let (proxy, edge) = within(&self.namespace, || {
             let proxy = Proxy::load(ProxyConfig::new(&bpf, &cgroup, &netns)).unwrap();
             let mut config = EdgeConfig::new(&bpf);
             config.attach = attach;
+            config.limits = limits;
+            config.layout = layout;
             let edge = Edge::load(config).unwrap();
             edge.apply(&view).unwrap();
             (proxy, edge)
@@ -272,14 +285,26 @@ impl Node {
         }
     }
 
+    fn map<K: aya::Pod, V: aya::Pod>(&self, name: &str) -> aya::maps::HashMap<aya::maps::MapData, K, V> {
+        let pin = self.bpf_dir().join(format!("{name}_v{}", self.layout));
+        let map = aya::maps::Map::LruHashMap(aya::maps::MapData::from_pin(pin).unwrap());
+        aya::maps::HashMap::try_from(map).unwrap()
+    }
+
     /// How many entries of TCP there are.
     pub fn streams(&self) -> usize {
-        let pin = self
-            .bpf_dir()
-            .join(format!("edge_streams_v{}", hull_ebpf_types::edge::LAYOUT));
-        let map = aya::maps::Map::LruHashMap(aya::maps::MapData::from_pin(pin).unwrap());
-        let map: aya::maps::HashMap<_, Tuple, Track> = aya::maps::HashMap::try_from(map).unwrap();
-        map.keys().count()
+        self.map::<Tuple, Track>("edge_streams").keys().count()
+    }
+
+    /// As if so much time had passed since clients with affinity were last seen.
+    pub fn age_clients(&self, time: Duration) {
+        let mut map = self.map::<Visitor, Affinity>("edge_affinity");
+        let clients: Vec<(Visitor, Affinity)> = map.iter().map(Result::unwrap).collect();
+        assert_ne!(clients.len(), 0);
+        for (visitor, mut affinity) in clients {
+            affinity.used = affinity.used.wrapping_sub(time.as_nanos() as u64);
+            map.insert(visitor, affinity, 0).unwrap();
+        }
     }
 
     fn pinned(&self, prefix: &str) -> usize {
@@ -595,7 +620,7 @@ pub fn ping(to: IpAddr) -> std::io::Result<bool> {
         Ok(socket) => (socket, false),
         Err(_) => (rustix::net::socket(family, SocketType::RAW, Some(protocol))?, true),
     };
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE / 10))?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
     rustix::net::connect(&socket, &SocketAddr::new(to, 0))?;
     // Type, code, checksum (the kernel's for ping sockets and IPv6), identifier, sequence number.
     let mut packet = [request, 0, 0, 0, 0x12, 0x34, 0, 1];
@@ -603,21 +628,18 @@ pub fn ping(to: IpAddr) -> std::io::Result<bool> {
         let sum = !(0x0800_u16 + 0x1234 + 1);
         packet[2..4].copy_from_slice(&sum.to_be_bytes());
     }
-    let deadline = Instant::now() + PATIENCE;
+    // Once: the first packet has to arrive, however new interfaces and neighbours are.
+    rustix::net::send(&socket, &packet, rustix::net::SendFlags::empty())?;
     let mut buffer = [0; 256];
-    // As ping(8): a request may be lost while an interface or a neighbour is new.
-    while Instant::now() < deadline {
-        rustix::net::send(&socket, &packet, rustix::net::SendFlags::empty())?;
-        // A raw socket sees its own request, too, when the answer comes over loopback.
-        while let Ok((length, _)) = rustix::net::recv(&socket, &mut buffer[..], rustix::net::RecvFlags::empty()) {
-            let header = if raw && to.is_ipv4() {
-                usize::from(buffer[0] & 15) * 4
-            } else {
-                0
-            };
-            if length > header && buffer[header] == answered {
-                return Ok(true);
-            }
+    // A raw socket sees its own request, too, when the answer comes over loopback.
+    while let Ok((length, _)) = rustix::net::recv(&socket, &mut buffer[..], rustix::net::RecvFlags::empty()) {
+        let header = if raw && to.is_ipv4() {
+            usize::from(buffer[0] & 15) * 4
+        } else {
+            0
+        };
+        if length > header && buffer[header] == answered {
+            return Ok(true);
         }
     }
     Ok(false)

@@ -1,6 +1,6 @@
 //! Services as the packet programs find them in the maps of the socket programs.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData};
@@ -24,10 +24,15 @@ pub struct Offer {
 }
 
 impl Offer {
+    /// Of the family of its backends.
     pub fn node_port(port: u16, protocol: u8, backends: &[SocketAddr]) -> Offer {
+        let any = match backends.first() {
+            Some(SocketAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+            _ => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        };
         Offer {
             flags: flag::NODE_PORT,
-            ..Offer::external(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), protocol, backends)
+            ..Offer::external(SocketAddr::new(any, port), protocol, backends)
         }
     }
 
@@ -85,7 +90,7 @@ fn open<K: aya::Pod, V: aya::Pod>(bpf: &Path, name: &str) -> HashMap<MapData, K,
 pub fn write(bpf: &Path, addresses: &[IpAddr], offers: &[Offer], generation: u32) {
     let mut members: HashMap<_, Member, u32> = open(bpf, "members");
     let mut slots: HashMap<_, Slot, Backend> = open(bpf, "slots");
-    let mut services: HashMap<_, Frontend, Service> = open(bpf, "services");
+    let mut services: HashMap<_, Frontend, hull_ebpf_types::Offer> = open(bpf, "services");
     let mut served: HashMap<_, [u32; 4], u32> = open(bpf, "addresses");
     for address in addresses {
         served.insert(words(*address), 0, 0).unwrap();
@@ -115,11 +120,7 @@ pub fn write(bpf: &Path, addresses: &[IpAddr], offers: &[Offer], generation: u32
         }
         let address = endpoint(offer.address);
         let frontend = Frontend {
-            address: if offer.address.ip().is_unspecified() {
-                [0; 4]
-            } else {
-                address.address
-            },
+            address: address.address,
             port: address.port,
             protocol: offer.protocol,
             scope: offer.scope,
@@ -134,7 +135,10 @@ pub fn write(bpf: &Path, addresses: &[IpAddr], offers: &[Offer], generation: u32
             sources: offer.sources,
             ..Service::default()
         };
-        services.insert(frontend, service, 0).unwrap();
+        let first = Default::default();
+        services
+            .insert(frontend, hull_ebpf_types::Offer { service, first }, 0)
+            .unwrap();
         offered.push(frontend);
     }
     for frontend in stale.iter().filter(|frontend| !offered.contains(frontend)) {

@@ -6,7 +6,8 @@
 //! An ICMP error is treated as a packet of the direction in which it travels: its tuple is the reverse of the packet's
 //! that it quotes.
 
-/// Version of the layouts of this module; part of the name of every pinned map.
+/// Version of the layouts of this module; part of the name of every pinned map. Flows are carried over to another layout while
+/// [`Tuple`], [`Track`] and [`Visitor`] keep their sizes: what means something else must have another size.
 pub const LAYOUT: u32 = 1;
 
 /// Where packets enter: their destination is looked up.
@@ -247,20 +248,27 @@ impl Reason {
 /// CRC32c of a packet of which a few bytes changed.
 ///
 /// A CRC is linear: its change is the product of the bytes' change and a power of x that counts the bits up to the
-/// packet's end. Multiplying by x^(8 * 2^k) is a look-up for each four bits, so that a program need not loop over bits.
+/// packet's end. Multiplying by x^(8 * n * 4^k) is a look-up for each four bits, so that a program need not loop over bits;
+/// n is two bits of the packet's length and may be zero, so that it need not test them either.
 pub mod crc32c {
     /// Reflected, as in SCTP and iSCSI.
     const POLYNOMIAL: u32 = 0x82f6_3b78;
     /// Packets are shorter than 2^16 bytes.
-    const POWERS: usize = 16;
+    const PAIRS: usize = 8;
     const NIBBLES: usize = 8;
+    /// One more value than four bits have: with powers of two the compiler would join the indexes with OR, and verifiers
+    /// before Linux 6.10 know no bounds of what that gives.
+    const VALUES: usize = 17;
+    /// Bit 31 is x^0.
+    const ONE: u32 = 0x8000_0000;
+    const X8: u32 = 0x0080_0000;
 
-    static SHIFTED: [[[u32; 16]; NIBBLES]; POWERS] = shifted();
+    static SHIFTED: [[[[u32; VALUES]; NIBBLES]; 4]; PAIRS] = shifted();
 
     const fn multiply(mut a: u32, mut b: u32) -> u32 {
         let mut product = 0;
         while a != 0 {
-            if a & 0x8000_0000 != 0 {
+            if a & ONE != 0 {
                 product ^= b;
             }
             a <<= 1;
@@ -269,23 +277,28 @@ pub mod crc32c {
         product
     }
 
-    const fn shifted() -> [[[u32; 16]; NIBBLES]; POWERS] {
-        let mut tables = [[[0; 16]; NIBBLES]; POWERS];
-        // x^8: bit 31 is x^0.
-        let mut power = 0x0080_0000;
-        let mut k = 0;
-        while k < POWERS {
-            let mut nibble = 0;
-            while nibble < NIBBLES {
-                let mut value = 1;
-                while value < 16 {
-                    tables[k][nibble][value] = multiply(power, (value as u32) << (4 * nibble));
-                    value += 1;
+    const fn shifted() -> [[[[u32; VALUES]; NIBBLES]; 4]; PAIRS] {
+        let mut tables = [[[[0; VALUES]; NIBBLES]; 4]; PAIRS];
+        let mut power = X8;
+        let mut pair = 0;
+        while pair < PAIRS {
+            let mut factor = ONE;
+            let mut n = 0;
+            while n < 4 {
+                let mut nibble = 0;
+                while nibble < NIBBLES {
+                    let mut value = 1;
+                    while value < 16 {
+                        tables[pair][n][nibble][value] = multiply(factor, (value as u32) << (4 * nibble));
+                        value += 1;
+                    }
+                    nibble += 1;
                 }
-                nibble += 1;
+                factor = multiply(factor, power);
+                n += 1;
             }
-            power = multiply(power, power);
-            k += 1;
+            power = factor;
+            pair += 1;
         }
         tables
     }
@@ -296,18 +309,17 @@ pub mod crc32c {
     #[must_use]
     pub fn change(change: u32, length: u32) -> u32 {
         let mut crc = change;
-        let mut k = 0;
-        while k < POWERS {
-            if length >> k & 1 != 0 {
-                let mut product = 0;
-                let mut nibble = 0;
-                while nibble < NIBBLES {
-                    product ^= SHIFTED[k][nibble][(crc >> (4 * nibble) & 15) as usize];
-                    nibble += 1;
-                }
-                crc = product;
+        let mut pair = 0;
+        while pair < PAIRS {
+            let tables = &SHIFTED[pair][(length >> (2 * pair) & 3) as usize];
+            let mut product = 0;
+            let mut nibble = 0;
+            while nibble < NIBBLES {
+                product ^= tables[nibble][(crc >> (4 * nibble) & 15) as usize];
+                nibble += 1;
             }
-            k += 1;
+            crc = product;
+            pair += 1;
         }
         crc
     }

@@ -9,7 +9,7 @@ pub mod edge;
 pub mod observe;
 
 /// Version of all map layouts; part of every pinned map's name.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// How many services an unconnected UDP socket may talk to at once and still see replies from the right address.
 pub const UNCONNECTED_PEERS: usize = 4;
@@ -60,7 +60,7 @@ pub mod scope {
     pub const OUTSIDE: u8 = 1;
 }
 
-/// Value of `services`.
+/// A service, as `services` has it at the beginning of each value.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Service {
@@ -82,6 +82,20 @@ pub struct Service {
     pub algorithm: u32,
     /// Length of the look-up table for [`algorithm::MAGLEV`], a prime number; else zero.
     pub table: u32,
+}
+
+/// How many backends an element of `services` has in itself.
+pub const FIRST: usize = 4;
+
+/// Value of `services`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// What is offered.
+    pub service: Service,
+    /// The backends of its slots 0 to [`FIRST`] - 1, so that small sets need no second look; absent ones, and all of
+    /// larger sets, are zero.
+    pub first: [Endpoint; FIRST],
 }
 
 /// Bits of [`Service::flags`].
@@ -196,8 +210,7 @@ pub struct Affinity {
     pub zero: u32,
 }
 
-/// What a socket asked for, and where it was sent. Value of `flows`, which keeps it for connected UDP sockets by
-/// socket cookie, where the agent can read it.
+/// What a socket asked for, and where it was sent.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Translation {
@@ -207,20 +220,50 @@ pub struct Translation {
     pub endpoint: Endpoint,
 }
 
-/// Value of `origins`, in socket storage: where a connected socket came from, and what it has done since.
+/// Element of `origins`, and value of `overflow`, in socket storage: where a connected socket came from, and what it
+/// has done since.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Origin {
+    /// Cookie of the socket; zero if this is nobody's. Only then the rest means anything.
+    pub cookie: u64,
     /// What the socket asked for, and where it was sent.
     pub to: Translation,
-    /// When connect(2) began, nanoseconds of CLOCK_MONOTONIC.
-    pub started: u64,
-    /// For the program that observes the socket; zero when it connects.
-    pub flow: observe::Flow,
-    /// [`Service::id`].
+    /// [`Service::id`]; zero when the socket was connected elsewhere since.
     pub service: u32,
+    /// [`state`] bits.
+    pub state: u32,
+    /// Sum of [`claim`]s on the place: zero if it is free, its owner's if it is not, something else for a moment while
+    /// several want it.
+    pub claim: u32,
     /// Always zero.
     pub zero: u32,
+    /// When connect(2) began, nanoseconds of CLOCK_MONOTONIC.
+    pub started: u64,
+    /// For the program that observes the socket, which sets it to zero when the socket connects.
+    pub flow: observe::Flow,
+}
+
+/// Sockets that have a place in `origins`: its length.
+pub const ORIGINS: u32 = 16_384;
+
+/// What stands for a socket in [`Origin::claim`]: never zero.
+#[inline(always)]
+pub const fn claim(cookie: u64) -> u32 {
+    cookie as u32 | 1
+}
+
+/// Bits of [`Origin::state`]. The entry of an observed connection goes when it has ended and its socket is closed,
+/// whichever comes last.
+pub mod state {
+    /// The connection is observed from its first segment to its end.
+    pub const OBSERVED: u32 = 1;
+    /// The socket is closed, though the connection may live on. Added once.
+    pub const CLOSED: u32 = 1 << 1;
+    /// The observed connection has ended. Added once.
+    pub const ENDED: u32 = 1 << 2;
+    /// The service's backends are chosen by how busy they are: the connection counts in `load`.
+    pub const WEIGHED: u32 = 1 << 3;
 }
 
 /// Value of `peers`, in socket storage: the last few translations of an unconnected UDP socket.
@@ -258,6 +301,7 @@ mod user {
         Endpoint,
         Frontend,
         Service,
+        Offer,
         Slot,
         Backend,
         Chunk,
@@ -281,6 +325,7 @@ mod tests {
         assert_eq!(size_of::<Endpoint>(), 20);
         assert_eq!(size_of::<Frontend>(), 20);
         assert_eq!(size_of::<Service>(), 52);
+        assert_eq!(size_of::<Offer>(), 52 + FIRST * 20);
         assert_eq!(size_of::<Slot>(), 12);
         assert_eq!(size_of::<Backend>(), 36);
         assert_eq!(size_of::<Chunk>(), 268);
@@ -289,7 +334,7 @@ mod tests {
         assert_eq!(size_of::<Client>(), 16);
         assert_eq!(size_of::<Affinity>(), 32);
         assert_eq!(size_of::<Translation>(), 40);
-        assert_eq!(size_of::<Origin>(), 88);
+        assert_eq!(size_of::<Origin>(), 104);
         assert_eq!(size_of::<Peers>(), 164);
         assert_eq!(size_of::<Counters>(), 16);
     }

@@ -6,7 +6,7 @@
 use crate::{Endpoint, Frontend, Member};
 
 /// Version of this program's own maps; part of their pins' names.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Parts of each power of two; itself a power of two.
 pub const SUB_BUCKETS: u32 = 8;
@@ -91,12 +91,8 @@ pub struct Observed {
     pub second: u32,
     /// Connections written to the diary in that second.
     pub written: u32,
-    /// Always zero.
-    pub zero: u32,
-    /// From connect(2) to the established connection.
-    pub connect: Histogram,
-    /// Smoothed round-trip time (RFC 6298), at most one sample a connection and tick of the kernel's clock.
-    pub rtt: Histogram,
+    /// Smoothed time that a connect takes, in microseconds; failures count as a second.
+    pub smoothed: u32,
     /// Connections established.
     pub opened: u64,
     /// Connections that were established and are no more.
@@ -109,6 +105,10 @@ pub struct Observed {
     pub retransmits: u64,
     /// By [`Failure`].
     pub failures: [u64; FAILURES],
+    /// From connect(2) to the established connection.
+    pub connect: Histogram,
+    /// Smoothed round-trip time (RFC 6298), at most one sample a connection and tick of the kernel's clock.
+    pub rtt: Histogram,
 }
 
 impl Default for Observed {
@@ -117,15 +117,15 @@ impl Default for Observed {
             frontend: Frontend::default(),
             second: 0,
             written: 0,
-            zero: 0,
-            connect: Histogram::default(),
-            rtt: Histogram::default(),
+            smoothed: 0,
             opened: 0,
             closed: 0,
             sent: 0,
             received: 0,
             retransmits: 0,
             failures: [0; FAILURES],
+            connect: Histogram::default(),
+            rtt: Histogram::default(),
         }
     }
 }

@@ -42,7 +42,16 @@ impl Release {
 }
 
 /// Modules that jobs need, in load order (a module after those it depends on).
-const MODULES: &[&str] = &["virtio_blk", "overlay", "veth", "inet_diag", "tcp_diag", "udp_diag"];
+const MODULES: &[&str] = &[
+    "virtio_blk",
+    "overlay",
+    "veth",
+    "inet_diag",
+    "tcp_diag",
+    "udp_diag",
+    "sch_ingress",
+    "cls_bpf",
+];
 /// First process of the guest: leaves the initramfs for a tmpfs, because pivot_root refuses to work on the initial root.
 const STAGE_1: &str = "#!/bin/busybox sh
 /bin/busybox mkdir -p /new && /bin/busybox mount -t tmpfs -o size=90% root /new

@@ -7,9 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::plan::{Plan, Way, plan};
-use super::{FabricConfig, NodeRoute};
+use super::{FabricConfig, NodeRoute, Transport, vxlan_overhead};
 use crate::network::host::write_sysctl;
-use crate::network::netlink::{self, Forwarding, Link, Neighbour, Netlink, Protocol, Request, Route, Vxlan, VxlanInfo};
+use crate::network::netlink::{
+    self, Forwarding, Link, Local, Neighbour, Netlink, Protocol, Request, Route, Vxlan, VxlanInfo,
+};
 use crate::network::{Cidr, Error};
 
 /// Brings the kernel to the plan; returns it with how many entries were written and removed.
@@ -26,9 +28,12 @@ pub(super) fn reconcile(
         .collect();
     let mut locals = netlink.addresses()?;
     locals.retain(|local| usable.contains(&local.interface));
-    let plan = plan(config, others, &locals);
+    let mut plan = plan(config, others, &locals);
     let mut difference = Difference::default();
-    let tunnels = tunnels(config, &plan, &links, netlink, &mut difference)?;
+    let widths = widths(config, &links, &locals);
+    let narrow = narrow(&plan, &widths);
+    plan.problems.extend(narrow);
+    let tunnels = tunnels(config, &plan, &links, &widths, netlink, &mut difference)?;
     entries(&plan, &tunnels, netlink, &mut difference)?;
     routes(config, &plan, &tunnels, &links, netlink, &mut difference)?;
     for outer_ipv4 in [true, false] {
@@ -53,6 +58,8 @@ struct Difference {
     old: Vec<Request>,
 }
 
+const IPV6_MIN_MTU: u32 = 1280;
+
 /// The VXLAN interface of an outer family.
 fn name(outer_ipv4: bool) -> &'static str {
     if outer_ipv4 { "hull.vxlan4" } else { "hull.vxlan6" }
@@ -63,6 +70,7 @@ fn tunnels(
     config: &FabricConfig,
     plan: &Plan,
     links: &[Link],
+    widths: &BTreeMap<bool, u32>,
     netlink: &mut Netlink,
     difference: &mut Difference,
 ) -> Result<BTreeMap<bool, u32>, Error> {
@@ -80,7 +88,7 @@ fn tunnels(
             port: config.port,
             local,
             mac: config.node.mac(),
-            mtu: config.mtu,
+            mtu: widths.get(&outer_ipv4).copied().unwrap_or(config.mtu),
         };
         let existing = links.iter().find(|link| link.name == wanted.name);
         let index = match existing {
@@ -101,6 +109,39 @@ fn tunnels(
         indices.insert(outer_ipv4, index);
     }
     Ok(indices)
+}
+
+/// What fits into one packet of a tunnel, by outer family: what the interface with the node's address leaves, and no more
+/// than pods send.
+fn widths(config: &FabricConfig, links: &[Link], locals: &[Local]) -> BTreeMap<bool, u32> {
+    let width = |outer_ipv4| {
+        let address = config.node.address(outer_ipv4)?;
+        let overhead = vxlan_overhead(outer_ipv4);
+        let local = locals.iter().find(|local| local.address == address);
+        let link = local.and_then(|local| links.iter().find(|link| link.index == local.interface));
+        let outside = match (link, config.transport) {
+            (Some(link), _) => link.mtu,
+            // The address is a translated one: pods' MTU was made from the interface that leads out.
+            (None, Transport::Vxlan) => config.mtu.saturating_add(overhead),
+            (None, _) => config.mtu,
+        };
+        Some((outer_ipv4, config.mtu.min(outside.saturating_sub(overhead))))
+    };
+    [true, false].into_iter().filter_map(width).collect()
+}
+
+/// IPv6 needs packets of 1280 bytes (RFC 8200): the kernel switches it off on narrower interfaces.
+fn narrow(plan: &Plan, widths: &BTreeMap<bool, u32>) -> Option<String> {
+    let outer = |gateway: &IpAddr, outer_ipv4| gateway.is_ipv6().then(|| widths.get(&outer_ipv4).copied()).flatten();
+    let mut carried = plan
+        .gateways
+        .iter()
+        .filter_map(|(gateway, peer)| outer(gateway, peer.outer_ipv4));
+    let width = carried.find(|width| *width < IPV6_MIN_MTU)?;
+    Some(format!(
+        "the interface with the node's address leaves {width} bytes for a packet in VXLAN, and IPv6 needs {IPV6_MIN_MTU}: \
+         IPv6 pods of nodes on other networks cannot be reached; give the interface a larger MTU"
+    ))
 }
 
 fn matches(link: &Link, wanted: &Vxlan) -> bool {

@@ -9,14 +9,14 @@ use super::report::{Latency, Report, duration_text};
 const PANEL_WIDTH: f64 = 380.0;
 const PANEL_HEIGHT: f64 = 300.0;
 const LEFT: f64 = 64.0;
-const TOP: f64 = 76.0;
+const TOP: f64 = 96.0;
 const GAP: f64 = 72.0;
 const BOTTOM: f64 = 64.0;
 
 const STYLE: &str = "
   svg { font: 12px system-ui, sans-serif; background: #ffffff; }
   text { fill: #24292f; } .muted { fill: #57606a; }
-  .grid { stroke: #d0d7de; stroke-width: 1; } .axis { stroke: #57606a; stroke-width: 1; }
+  .grid { fill: none; stroke: #d0d7de; stroke-width: 1; } .axis { fill: none; stroke: #57606a; stroke-width: 1; }
   .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
   .pod { stroke: #57606a; stroke-dasharray: 5 3; } .clusterip { stroke: #0969da; } .nodeport { stroke: #bc4c00; }
   @media (prefers-color-scheme: dark) {
@@ -133,8 +133,11 @@ fn panel(name: &str, x: f64, lines: &[(Path, &Latency)]) -> String {
     let (scale, nines) = (Scale::of(lines), nines(lines));
     let bottom = TOP + PANEL_HEIGHT;
     let mut out = format!(
-        "<g><text x=\"{x}\" y=\"{}\" font-weight=\"600\">{name}</text>\n",
-        TOP - 10.0
+        "<g><text x=\"{x}\" y=\"{y}\" font-weight=\"600\">{name}</text>\
+         <text class=\"muted\" x=\"{}\" y=\"{y}\" text-anchor=\"end\">p50 {}</text>\n",
+        x + PANEL_WIDTH,
+        medians(lines),
+        y = TOP - 12.0
     );
     for value in scale.marks() {
         let y = scale.y(value);
@@ -146,13 +149,15 @@ fn panel(name: &str, x: f64, lines: &[(Path, &Latency)]) -> String {
             mark_text(value)
         );
     }
-    for nine in 0..=nines {
-        let at = x + PANEL_WIDTH * f64::from(nine) / f64::from(nines);
+    let half = (0.5f64.log10().abs(), "50%".to_owned());
+    let marks = (0..=nines).map(|nine| (f64::from(nine), nines_text(nine)));
+    for (place, text) in marks.chain([half]) {
+        let at = x + PANEL_WIDTH * place / f64::from(nines);
         out += &format!(
             "<path class=\"grid\" d=\"M{at:.1} {TOP}V{bottom}\"/><text class=\"muted\" x=\"{at:.1}\" y=\"{:.1}\" \
              text-anchor=\"middle\">{}</text>\n",
             bottom + 18.0,
-            nines_text(nine)
+            text
         );
     }
     out += &format!(
@@ -171,6 +176,20 @@ fn panel(name: &str, x: f64, lines: &[(Path, &Latency)]) -> String {
         x + PANEL_WIDTH / 2.0,
         bottom + 40.0
     )
+}
+
+/// The medians of the lines, in their order.
+fn medians(lines: &[(Path, &Latency)]) -> String {
+    let medians = lines.iter().map(|(path, latency)| {
+        let mut seen = 0;
+        let middle = latency.buckets.iter().find(|(_, count)| {
+            seen += count;
+            2 * seen >= latency.count
+        });
+        let value = middle.map_or(latency.min, |(value, _)| *value);
+        format!("{} {}", path.name(), duration_text(value))
+    });
+    medians.collect::<Vec<_>>().join(", ")
 }
 
 /// Through each bucket's share and value, as steps would be drawn by a pen that does not lift.
@@ -241,6 +260,22 @@ mod tests {
         for (found, expected) in xs.iter().zip([0.0, third, 2.0 * third, 3.0 * third, 3.0 * third]) {
             assert!((found - expected).abs() < 0.1, "{xs:?}");
         }
+    }
+
+    #[test]
+    fn what_is_stroked_is_not_filled() {
+        let rules = STYLE.split('}').filter(|rule| rule.contains("stroke-width"));
+        let bare: Vec<&str> = rules.filter(|rule| !rule.contains("fill: none")).collect();
+        assert!(
+            bare.is_empty(),
+            "a path without a fill of its own is black inside: {bare:?}"
+        );
+    }
+
+    #[test]
+    fn the_median_is_where_half_is_faster() {
+        let latency = latency(&[(1_000, 2), (2_000, 2), (9_000, 1)]);
+        assert_eq!(medians(&[(Path::ClusterIp, &latency)]), "clusterip 2.0 us");
     }
 
     #[test]

@@ -20,7 +20,10 @@ use crate::proxy::sys;
 /// Of an uplink, then of a pod's interface; ingress before egress.
 pub(super) const UPLINK: [&str; 2] = ["from_world", "to_world"];
 pub(super) const POD: [&str; 2] = ["from_pod", "to_pod"];
-pub(super) const PROGRAMS: [&str; 4] = [UPLINK[0], UPLINK[1], POD[0], POD[1]];
+/// What pins are named with.
+const ROLES: [&str; 4] = [UPLINK[0], UPLINK[1], POD[0], POD[1]];
+/// In the object: of ingress and of egress. They find out themselves on what they are.
+pub(super) const PROGRAMS: [&str; 2] = ["enters", "leaves"];
 
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
@@ -55,6 +58,11 @@ fn is_egress(name: &str) -> bool {
     name.starts_with("to_")
 }
 
+/// The object's program for a role.
+fn in_object(name: &str) -> &'static str {
+    PROGRAMS[usize::from(is_egress(name))]
+}
+
 /// Where the link of a program on an interface is pinned.
 fn pin(dir: &Path, index: u32, name: &str) -> PathBuf {
     dir.join(format!("tcx_{index}_{name}"))
@@ -63,7 +71,7 @@ fn pin(dir: &Path, index: u32, name: &str) -> PathBuf {
 /// The interface and program that a pin's name says.
 pub(super) fn parse_pin(name: &str) -> Option<(u32, &'static str)> {
     let (index, program) = name.strip_prefix("tcx_")?.split_once('_')?;
-    let program = PROGRAMS.into_iter().find(|known| *known == program)?;
+    let program = ROLES.into_iter().find(|known| *known == program)?;
     Some((index.parse().ok()?, program))
 }
 
@@ -94,7 +102,7 @@ pub(super) fn attach(
 }
 
 fn link(ebpf: &mut Ebpf, pin: &Path, index: u32, name: &str) -> io::Result<()> {
-    let program = program(ebpf, name).map_err(io::Error::other)?;
+    let program = program(ebpf, in_object(name)).map_err(io::Error::other)?;
     let program = program.fd().map_err(io::Error::other)?.as_fd();
     if let Some(link) = absent(sys::open_pinned(pin))? {
         if sys::interface_of_link(&link)? == index {
@@ -118,7 +126,7 @@ fn filter(ebpf: &mut Ebpf, interface: &str, name: &str) -> Result<(), ProgramErr
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    let program = program(ebpf, name).map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
+    let program = program(ebpf, in_object(name)).map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
     let kind = kind(name);
     let options = NlOptions {
         priority: PRIORITY,

@@ -6,6 +6,7 @@
 //! agent runs, and a new agent finds its connections. All calls block briefly: keep them off the async threads.
 
 mod attach;
+mod carry;
 mod error;
 pub mod health;
 mod interfaces;
@@ -44,6 +45,8 @@ pub struct EdgeConfig {
     /// Map layout; anything but the default is for trying an upgrade.
     pub layout: u32,
 }
+
+const TUNNELLED: &str = "not all nodes are on one link, and behind VXLAN packets cannot be handed over as they are";
 
 /// Ports of which a service takes its node port unless the cluster says otherwise.
 const NODE_PORTS: (u16, u16) = (30_000, 32_767);
@@ -150,6 +153,8 @@ struct State {
     ebpf: Ebpf,
     maps: Maps,
     view: EdgeView,
+    /// The view is what was told, not what an edge begins with.
+    applied: bool,
     uplinks: BTreeMap<u32, Uplink>,
     /// By the name of the host's side.
     pods: BTreeMap<String, (u32, Vec<IpAddr>)>,
@@ -164,11 +169,15 @@ impl Edge {
         let maps = Maps::take(&mut ebpf)?;
         super::load::give_memory_back();
         let waiting = !load::other_layouts(&config.bpf_dir, config.layout)?.is_empty();
+        if waiting {
+            carry::carry_over(&config)?;
+        }
         let mut state = State {
             config,
             ebpf,
             maps,
             view: EdgeView::default(),
+            applied: false,
             uplinks: BTreeMap::new(),
             pods: BTreeMap::new(),
             waiting,
@@ -186,10 +195,16 @@ impl Edge {
         let mut state = self.state.lock();
         state.maps.set_node(&view::node(view))?;
         state.maps.set_ranges(&view::ranges(view))?;
+        if !view.neighbours && (state.view.neighbours || !state.applied) {
+            tracing::info!("services that ask for direct return are answered through this node: {TUNNELLED}");
+        }
         state.view = view.clone();
+        state.applied = true;
         state.refresh(&interfaces::list()?)?;
         if state.waiting {
             state.take_over()?;
+            // What the programs of the other layout have learnt meanwhile.
+            carry::carry_over(&state.config)?;
             load::remove(&load::other_layouts(&state.config.bpf_dir, state.config.layout)?)?;
             state.waiting = false;
         }
@@ -239,6 +254,12 @@ impl Edge {
             local.interface != 0
         })?;
         state.forget_links(&interfaces)
+    }
+
+    /// Why backends on other nodes cannot answer clients directly, if so; flows are masqueraded then.
+    pub fn no_direct_return(&self) -> Option<&'static str> {
+        let state = self.state.lock();
+        (state.applied && !state.view.neighbours).then_some(TUNNELLED)
     }
 
     /// How often packets were handled or dropped for each reason; names in [`Reason::NAMES`].

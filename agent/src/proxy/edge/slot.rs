@@ -1,4 +1,4 @@
-//! The edge while its programs are loaded: the kernel checks them for most of a second, and the node is ready before.
+//! The edge while its programs are loaded: the kernel checks them for a tenth of a second, and the node is ready before.
 //! Invariant: what is decided meanwhile is not lost, but applied as soon as there is an edge.
 
 use std::collections::BTreeMap;
