@@ -2,7 +2,7 @@
 //! started with to `<run-dir>/cluster.json`, so that `down`, `status` and `image` need no flags to find it again.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use hull_control::pki::PkiConfig;
 use hull_control::server::ControlConfig;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
+
+use crate::addresses::{self, ranges};
 
 /// Size of a node's pod ranges, IPv4 and IPv6.
 const NODE_BITS: (u8, u8) = (24, 64);
@@ -34,14 +36,14 @@ pub struct Cluster {
     /// server, else of the default route, else of the pod network]
     #[arg(long = "node-ip", global = true, value_name = "IP", value_delimiter = ',')]
     pub node_ips: Vec<IpAddr>,
-    /// Where the API server listens
-    #[arg(long, global = true, default_value = "0.0.0.0:6443", value_name = "IP:PORT")]
+    /// Where the API server listens; [::] is IPv4 too
+    #[arg(long, global = true, default_value = "[::]:6443", value_name = "IP:PORT")]
     pub listen: SocketAddr,
     /// Further name or address in the API server's certificate; may be repeated
     #[arg(long = "tls-san", global = true, value_name = "NAME")]
     pub tls_sans: Vec<String>,
-    /// Where the agent's kubelet API listens
-    #[arg(long, global = true, default_value = "0.0.0.0:10250", value_name = "IP:PORT")]
+    /// Where the agent's kubelet API listens; [::] is IPv4 too
+    #[arg(long, global = true, default_value = "[::]:10250", value_name = "IP:PORT")]
     pub agent_listen: SocketAddr,
     /// Addresses of all nodes' pods, one range or one of each family; each node gets a /24 and a /64 of them
     #[arg(long, global = true, default_value = "10.244.0.0/16", value_name = "CIDR[,CIDR]")]
@@ -55,6 +57,23 @@ pub struct Cluster {
     /// How packets get to the pods of other nodes: auto, direct or vxlan
     #[arg(long, global = true, default_value = "auto", value_name = "WAY")]
     pub pod_network: String,
+    /// Ranges of external IPs that the cluster owns: this node's own clients reach services there by others' addresses too
+    #[arg(long, global = true, value_name = "CIDR", value_delimiter = ',')]
+    #[serde(default)]
+    pub external_cidrs: Vec<String>,
+    /// Ranges of this node's addresses on which node ports are served [default: all]
+    #[arg(long, global = true, value_name = "CIDR", value_delimiter = ',')]
+    #[serde(default)]
+    pub nodeport_addresses: Vec<String>,
+    /// Ranges outside of the cluster that see pods' own addresses instead of the node's
+    #[arg(
+        long = "non-masquerade-cidr",
+        global = true,
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    #[serde(default)]
+    pub non_masquerade_cidrs: Vec<String>,
     /// The cgroup, below the cgroup2 mount, of this node's processes: pods live in it, clients in it see the services
     /// [default: the whole machine]
     #[arg(
@@ -108,13 +127,39 @@ impl Cluster {
             let name = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host name")?;
             self.node_name = Some(name.trim().to_lowercase());
         }
-        ranges(&self.service_cidr).context("--service-cidr")?;
+        let services = ranges(&self.service_cidr).context("--service-cidr")?;
         let cluster = ranges(&self.cluster_cidr).context("--cluster-cidr")?;
         let pods = match &self.pod_cidr {
             Some(text) => ranges(text).context("--pod-cidr")?,
             None => cluster,
         };
         let _: Transport = self.pod_network.parse().context("--pod-network")?;
+        for (flag, texts) in [
+            ("--external-cidrs", &self.external_cidrs),
+            ("--nodeport-addresses", &self.nodeport_addresses),
+            ("--non-masquerade-cidr", &self.non_masquerade_cidrs),
+        ] {
+            for text in texts {
+                let _: Cidr = text.trim().parse().context(flag)?;
+            }
+        }
+        self.check_node_ips()?;
+        for listen in [&mut self.listen, &mut self.agent_listen] {
+            if listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && !addresses::is_dual_stack() {
+                listen.set_ip(Ipv4Addr::UNSPECIFIED.into());
+            }
+        }
+        if self.node_ips.is_empty() {
+            let found = match self.joined.as_deref() {
+                Some(server) => addresses::towards(server).or_else(addresses::default),
+                None => self.own_address(&services, &pods),
+            };
+            self.node_ips.extend(found.or_else(|| pods[0].nth(1)));
+        }
+        Ok(self)
+    }
+
+    fn check_node_ips(&self) -> Result<()> {
         if let [first, second] = self.node_ips[..] {
             ensure!(
                 first.is_ipv4() != second.is_ipv4(),
@@ -125,15 +170,27 @@ impl Cluster {
             self.node_ips.len() <= 2,
             "--node-ip: more than one address of each family"
         );
-        if self.node_ips.is_empty() {
-            let found = self
-                .joined
-                .as_deref()
-                .and_then(address_towards)
-                .or_else(default_address);
-            self.node_ips.extend(found.or_else(|| pods[0].nth(1)));
+        for ip in &self.node_ips {
+            let link_local = match ip {
+                IpAddr::V4(ip) => ip.is_link_local(),
+                IpAddr::V6(ip) => ip.is_unicast_link_local(),
+            };
+            ensure!(
+                !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || link_local),
+                "--node-ip {ip}: pods and other nodes cannot reach this machine by that address. Without --node-ip a machine \
+                 that has no other takes the first address of its pod network"
+            );
         }
-        Ok(self)
+        Ok(())
+    }
+
+    /// This machine's address of the family that services have first: the API server's service leads there.
+    fn own_address(&self, services: &[Cidr], pods: &[Cidr]) -> Option<IpAddr> {
+        let ipv4 = services[0].is_ipv4();
+        let gateway = pods.iter().find(|range| range.is_ipv4() == ipv4);
+        addresses::default_of(ipv4)
+            .or_else(|| gateway?.nth(1))
+            .or_else(addresses::default)
     }
 
     /// This node's pod ranges where nobody assigns them: as given, else the first of the cluster's.
@@ -212,12 +269,22 @@ impl Cluster {
         self.node_name.as_deref().unwrap_or_default()
     }
 
-    /// The node's first address.
-    pub fn address(&self) -> IpAddr {
-        self.node_ips
-            .first()
-            .copied()
-            .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    /// The address at which the API server is known to pods and nodes: of the family that services have first.
+    ///
+    /// # Errors
+    /// The machine has none.
+    pub fn advertised(&self) -> Result<IpAddr> {
+        let services = ranges(&self.service_cidr).context("--service-cidr")?;
+        let fits = |ip: &&IpAddr| ip.is_ipv4() == services[0].is_ipv4();
+        let found = self.node_ips.iter().find(fits).copied();
+        found.with_context(|| {
+            let family = if services[0].is_ipv4() { "IPv4" } else { "IPv6" };
+            format!(
+                "--service-cidr {}: services have {family} addresses first, so the API server needs one too, for the service \
+                 `kubernetes`; --node-ip says {:?}",
+                self.service_cidr, self.node_ips
+            )
+        })
     }
 
     /// The API server as clients on this machine reach it.
@@ -226,8 +293,7 @@ impl Cluster {
             return joined.clone();
         }
         let ip = match self.listen.ip() {
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) | IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
             ip => ip,
         };
         format!("https://{}", SocketAddr::new(ip, self.listen.port()))
@@ -278,7 +344,7 @@ impl Cluster {
     /// # Errors
     /// The service ranges are malformed.
     pub fn control_config(&self) -> Result<ControlConfig> {
-        let mut config = ControlConfig::new(&self.data_dir, self.pki_config()?, self.listen, self.address());
+        let mut config = ControlConfig::new(&self.data_dir, self.pki_config()?, self.listen, self.advertised()?);
         config.pki_dir = self.pki_dir();
         config.service_cidr.clone_from(&self.service_cidr);
         config.cluster_cidr.clone_from(&self.cluster_cidr);
@@ -318,6 +384,9 @@ impl Cluster {
         if let IpAddr::V4(dns) = self.service_address(10)? {
             config.cluster_dns = dns;
         }
+        config.external_cidrs = self.external_cidrs.join(",");
+        config.node_port_addresses = self.nodeport_addresses.join(",");
+        config.non_masquerade_cidrs = self.non_masquerade_cidrs.join(",");
         config.node_cgroup.clone_from(&self.node_cgroup);
         config.cgroup_parent.clone_from(&self.cgroup);
         config.bpf_dir.clone_from(&self.bpf_dir);
@@ -328,55 +397,6 @@ impl Cluster {
         config.insecure_registries.clone_from(&self.insecure_registries);
         Ok(config)
     }
-}
-
-/// One range, or one of each family with a comma between; never empty.
-fn ranges(text: &str) -> Result<Vec<Cidr>> {
-    let parsed: Vec<Cidr> = text
-        .split(',')
-        .map(|part| part.trim().parse())
-        .collect::<Result<_, _>>()?;
-    if let [first, second] = parsed[..] {
-        ensure!(
-            first.is_ipv4() != second.is_ipv4(),
-            "{text:?}: two ranges of one family"
-        );
-    }
-    ensure!(parsed.len() <= 2, "{text:?}: more than one range of each family");
-    for range in &parsed {
-        let largest = if range.is_ipv4() { 30 } else { 126 };
-        ensure!(range.prefix() <= largest, "{range}: too small");
-    }
-    Ok(parsed)
-}
-
-/// Our address on the way to a server. Connecting a UDP socket sends nothing; it only asks the routing table.
-fn address_towards(url: &str) -> Option<IpAddr> {
-    let authority = url.strip_prefix("https://")?.split('/').next()?;
-    let with_port = authority.to_socket_addrs().ok().and_then(|mut found| found.next());
-    let target = with_port.or_else(|| format!("{authority}:443").to_socket_addrs().ok()?.next())?;
-    source_address(target)
-}
-
-/// The source address of the default route.
-fn default_address() -> Option<IpAddr> {
-    let anywhere = [
-        SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9)),
-        SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1), 9)),
-    ];
-    anywhere.into_iter().find_map(source_address)
-}
-
-fn source_address(target: SocketAddr) -> Option<IpAddr> {
-    let any: IpAddr = if target.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect(target).ok()?;
-    let ip = socket.local_addr().ok()?.ip();
-    (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
 }
 
 /// `hull-runtime` beside the running binary, else on the PATH.
@@ -401,28 +421,56 @@ fn runtime_binary() -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        cluster: Cluster,
+    }
+
+    fn complete(flags: &[&str]) -> Result<Cluster, String> {
+        let flags = ["hull", "--node-name=n"].iter().chain(flags);
+        let flags = Flags::try_parse_from(flags).map_err(|error| error.to_string())?;
+        flags.cluster.complete().map_err(|error| format!("{error:#}"))
+    }
+
     #[test]
-    fn ranges_are_checked() {
-        for good in [
-            "10.96.0.0/16",
-            "fd00::/112",
-            "10.96.0.0/16,fd00::/112",
-            "fd00::/112, 10.0.0.0/8",
-        ] {
-            assert!(ranges(good).is_ok(), "{good}");
+    fn an_address_that_nobody_else_reaches_is_no_nodes() {
+        for wrong in ["127.0.0.1", "::1", "0.0.0.0", "169.254.1.1", "fe80::1", "224.0.0.1"] {
+            let error = complete(&[&format!("--node-ip={wrong}")]).unwrap_err();
+            assert!(error.contains("cannot reach this machine"), "{error}");
         }
-        for wrong in [
-            "",
-            "10.96.0.0",
-            "10.96.0.1/16",
-            "10.96.0.0/33",
-            "x/8",
-            "10.96.0.0/31",
-            "10.0.0.0/8,11.0.0.0/8",
-        ] {
-            assert!(ranges(wrong).is_err(), "{wrong}");
+        assert!(complete(&["--node-ip=192.0.2.7"]).is_ok());
+    }
+
+    #[test]
+    fn ranges_of_operators_are_checked() {
+        for flag in ["--external-cidrs", "--nodeport-addresses", "--non-masquerade-cidr"] {
+            let error = complete(&[&format!("{flag}=10.0.0.0/8,192.0.2.1/24")]).unwrap_err();
+            assert!(error.contains(flag) && error.contains("192.0.2.1/24"), "{error}");
         }
+        let flags = ["--node-ip=192.0.2.7", "--non-masquerade-cidr=10.0.0.0/8,fd00::/8"];
+        assert_eq!(
+            complete(&flags).unwrap().non_masquerade_cidrs,
+            ["10.0.0.0/8", "fd00::/8"]
+        );
+    }
+
+    #[test]
+    fn the_api_server_is_known_by_an_address_of_the_services_family() {
+        let six = ["--service-cidr=fd00:96::/112", "--cluster-cidr=fd00:10::/48"];
+        let with = |ip: &'static str| complete(&[six[0], six[1], ip]).unwrap().advertised();
+        assert_eq!(
+            with("--node-ip=192.0.2.7,2001:db8::7").unwrap().to_string(),
+            "2001:db8::7"
+        );
+        let error = with("--node-ip=192.0.2.7").unwrap_err().to_string();
+        assert!(error.contains("IPv6 addresses first"), "{error}");
+        assert!(!complete(&six).unwrap().node_ips[0].is_ipv4(), "found by itself");
+        let unspecified = complete(&["--node-ip=192.0.2.7"]).unwrap();
+        assert_eq!(unspecified.server_url(), "https://127.0.0.1:6443");
     }
 }

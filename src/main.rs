@@ -1,7 +1,9 @@
 //! The one binary an operator installs. It parses arguments and calls the crates; `up` supervises the two long-running halves.
 
+mod addresses;
 mod bench;
 mod cluster;
+mod detach;
 mod down;
 mod image;
 mod lock;
@@ -34,7 +36,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Start a one-node cluster on this machine
-    Up(up::Options),
+    Up(detach::Detach),
     /// Stop the cluster on this machine, its pods included
     Down(down::Options),
     /// Nodes, pods, services, versions and health at a glance
@@ -94,5 +96,17 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Control(options) => process::control(&cluster.complete()?, &options),
         Command::Agent(options) => process::agent(cluster, options),
         Command::Token { command } => token::run(&cluster.started()?, command),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -10,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cluster::Cluster;
 use crate::lock::Lock;
-use crate::notify;
+use crate::{detach, notify};
 
 /// After this long the work of the start is over.
 const SETTLED_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
@@ -85,6 +86,8 @@ pub fn ready() {
     tokio::spawn(async {
         tokio::time::sleep(SETTLED_AFTER).await;
         release_startup_text();
+        // SAFETY: malloc_trim(3) gives free pages back to the kernel; what is allocated stays where it is.
+        unsafe { libc::malloc_trim(0) };
     });
 }
 
@@ -144,6 +147,8 @@ pub struct AgentOptions {
     #[arg(long, value_name = "HASH", requires = "join")]
     ca_hash: Option<String>,
     #[command(flatten)]
+    detach: detach::Detach,
+    #[command(flatten)]
     process: Options,
 }
 
@@ -152,7 +157,7 @@ pub struct AgentOptions {
 /// # Errors
 /// It cannot start: not root, no warden, no API server credentials.
 pub fn agent(mut cluster: Cluster, options: AgentOptions) -> Result<()> {
-    prepare(&options.process, "agent")?;
+    let began = Instant::now();
     cluster.joined.clone_from(&options.join);
     let cluster = cluster.complete()?;
     ensure!(
@@ -164,11 +169,26 @@ pub fn agent(mut cluster: Cluster, options: AgentOptions) -> Result<()> {
     } else {
         make_private(&cluster.run_dir)?;
         let lock = Lock::take(&cluster)?;
+        if options.detach.detach {
+            drop(lock);
+            make_private(&cluster.data_dir)?;
+            return detach::start(&cluster.log_path(), began);
+        }
         cluster.remember()?;
         Some(lock)
     };
+    prepare(&options.process, "agent")?;
     let runtime = runtime()?;
     let config = cluster.agent_config()?;
+    let background = options.detach.background;
+    let node = cluster.node().to_owned();
+    let on_ready = move || {
+        let text = format!("node {node} is ready after {} ms\n", began.elapsed().as_millis());
+        if background && let Err(error) = detach::say_ready(&text, true) {
+            tracing::warn!(%error, "whoever waits for this node was not told that it is ready");
+        }
+        ready();
+    };
     let end = runtime.block_on(async {
         if let Some(server) = options.join {
             let join = hull_agent::join::Join {
@@ -180,7 +200,7 @@ pub fn agent(mut cluster: Cluster, options: AgentOptions) -> Result<()> {
                 .await
                 .context("join the cluster")?;
         }
-        hull_agent::run::run(config, ready, asked_to_end())
+        hull_agent::run::run(config, on_ready, asked_to_end())
             .await
             .context("agent")
     })?;

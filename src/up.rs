@@ -3,24 +3,20 @@
 //! The supervisor holds a lock on the run directory for as long as it lives and does nothing else: it can be killed and started again
 //! like the rest. Interrupting it (ctrl-c) stops the pods too; SIGTERM leaves them running, as a service manager's restart should.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{IsTerminal as _, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::fs;
+use std::io::IsTerminal as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use clap::Args;
+use anyhow::{Context as _, Result, ensure};
 use tokio::net::UnixDatagram;
 use tokio::process::Child;
 
 use crate::cluster::Cluster;
 use crate::lock::Lock;
-use crate::{down, notify, process};
+use crate::{detach, down, notify, process};
 
-/// How long `--detach` waits for the cluster to be ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a stopped child may take before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Delay before the first and the last of several restarts in a row.
@@ -28,22 +24,11 @@ const RESTART_DELAY: (Duration, Duration) = (Duration::from_millis(20), Duration
 /// A child that lived this long starts over with the first delay.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-/// Flags of `hull up`.
-#[derive(Args)]
-pub struct Options {
-    /// Return as soon as the cluster is ready; it goes on in the background
-    #[arg(long, short)]
-    detach: bool,
-    /// Set in the background process
-    #[arg(long, hide = true)]
-    background: bool,
-}
-
 /// Starts the cluster; in the foreground, returns when it is stopped.
 ///
 /// # Errors
 /// Not root, already running, or a part of the start failed.
-pub fn run(cluster: Cluster, options: &Options) -> Result<()> {
+pub fn run(cluster: Cluster, options: &detach::Detach) -> Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "hull up needs root: it makes namespaces, cgroups and network devices. Run it with sudo"
@@ -60,7 +45,7 @@ pub fn run(cluster: Cluster, options: &Options) -> Result<()> {
     let lock = Lock::take(&cluster)?;
     if options.detach {
         drop(lock);
-        return detach(&cluster, began);
+        return detach::start(&cluster.log_path(), began);
     }
     process::log("up");
     cluster.remember()?;
@@ -74,68 +59,6 @@ pub fn run(cluster: Cluster, options: &Options) -> Result<()> {
         down::tear_down(&cluster, down::GRACE)?;
     }
     Ok(())
-}
-
-/// Starts this program again in the background and waits until it says that the cluster is ready.
-fn detach(cluster: &Cluster, began: Instant) -> Result<()> {
-    let (mut reader, writer) = std::io::pipe().context("make a pipe")?;
-    let log = cluster.log_path();
-    let log_file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(&log)
-        .with_context(|| format!("open {}", log.display()))?;
-    let mut command = Command::new(std::env::current_exe().context("path of the running binary")?);
-    command
-        .args(
-            std::env::args_os()
-                .skip(1)
-                .filter(|argument| argument != "--detach" && argument != "-d"),
-        )
-        .arg("--background");
-    command
-        .stdin(Stdio::null())
-        .stdout(writer)
-        .stderr(log_file)
-        .process_group(0);
-    let mut child = command.spawn().context("start the background process")?;
-    drop(command);
-    let mut said = String::new();
-    let waiter = std::thread::spawn(move || {
-        let _ = reader.read_to_string(&mut said);
-        said
-    });
-    let deadline = began + READY_TIMEOUT;
-    while !waiter.is_finished() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    if !waiter.is_finished() {
-        bail!(
-            "not ready after {READY_TIMEOUT:?}; it goes on trying. See {} and hull status",
-            log.display()
-        );
-    }
-    match waiter.join() {
-        Ok(said) if !said.is_empty() => {
-            print!("{said}");
-            Ok(())
-        }
-        _ => {
-            let status = child.wait().context("wait for the background process")?;
-            bail!(
-                "hull did not start ({status}). Last lines of {}:\n{}",
-                log.display(),
-                last_lines(&log, 5)
-            )
-        }
-    }
-}
-
-fn last_lines(path: &std::path::Path, count: usize) -> String {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
 #[derive(PartialEq, Eq)]
@@ -255,6 +178,13 @@ fn flags(cluster: &Cluster) -> Vec<String> {
         ),
     ];
     flags.extend(cluster.pod_cidr.iter().map(|range| format!("--pod-cidr={range}")));
+    for (flag, ranges) in [
+        ("--external-cidrs", &cluster.external_cidrs),
+        ("--nodeport-addresses", &cluster.nodeport_addresses),
+        ("--non-masquerade-cidr", &cluster.non_masquerade_cidrs),
+    ] {
+        flags.extend(ranges.iter().map(|range| format!("{flag}={range}")));
+    }
     flags.extend(cluster.tls_sans.iter().map(|name| format!("--tls-san={name}")));
     flags.extend(
         cluster
@@ -313,29 +243,12 @@ fn say_ready(cluster: &Cluster, began: Instant, background: bool) -> Result<()> 
         cluster.server_url(),
         cluster.kubeconfig().display()
     );
-    let mut out = std::io::stdout();
-    let hint = if !background && out.is_terminal() {
+    let hint = if !background && std::io::stdout().is_terminal() {
         "\nctrl-c stops the cluster and its pods\n"
     } else {
         ""
     };
-    let told = out
-        .write_all(text.as_bytes())
-        .and_then(|()| out.write_all(hint.as_bytes()))
-        .and_then(|()| out.flush());
-    match told {
-        // `hull up --detach` has given up waiting, and said that it goes on here.
-        Err(error) if background && error.kind() == std::io::ErrorKind::BrokenPipe => {}
-        told => told.context("write to standard output")?,
-    }
-    if background {
-        // The end of this pipe is what `hull up --detach` waits for.
-        let null = File::options()
-            .write(true)
-            .open("/dev/null")
-            .context("open /dev/null")?;
-        rustix::stdio::dup2_stdout(&null).context("close standard output")?;
-    }
+    detach::say_ready(&format!("{text}{hint}"), background)?;
     process::ready();
     Ok(())
 }

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::fs;
+
 use support::{TestCluster, pod, start_time};
 
 /// Kills the given processes at once and checks that the running container never notices and that hull still tells the truth of it.
@@ -114,6 +116,7 @@ fn kill_control_and_warden() {
     survives("control-warden", &["control", "warden"]);
 }
 
+/// FAULTS 73: the agent is stopped, then killed, while the pod is told to go.
 #[test]
 fn a_pod_deleted_while_everything_is_down_is_completed() {
     let cluster = TestCluster::start("terminating");
@@ -134,6 +137,65 @@ fn a_pod_deleted_while_everything_is_down_is_completed() {
         Some(container.1),
         "the container outlived its pod"
     );
+}
+
+/// FAULTS 70, the hard way: all processes die, but namespaces, interfaces, cgroups and records of another boot are still there.
+#[test]
+fn a_reboot_starts_pods_anew_and_clears_away_what_was_before() {
+    let cluster = TestCluster::start("reboot");
+    cluster.apply(&pod("phoenix", "exec sleep 1000"));
+    cluster.wait_ready("phoenix");
+    let before = cluster.get(&["pod", "phoenix"]);
+    let (uid, old) = (
+        before["metadata"]["uid"].as_str().expect("a uid").to_owned(),
+        cluster.container(&before),
+    );
+    let links = support::interfaces();
+    let mark = ["link", "add", "mark", "type", "veth", "peer", "name", "mark2"];
+    assert!(ip_in(&cluster, &uid, &mark), "the old namespace is marked");
+    // A process that is started again would not be gone.
+    ["supervisor", "control", "agent", "warden"]
+        .map(|role| cluster.pid(role))
+        .into_iter()
+        .for_each(|pid| cluster.kill(pid));
+    let pods = support::cgroup2_mount().join(cluster.name());
+    fs::write(pods.join("cgroup.kill"), "1").expect("kill the containers");
+    cluster.until("nothing runs", || {
+        fs::read_to_string(pods.join("cgroup.events")).is_ok_and(|events| events.contains("populated 0"))
+    });
+    let note = cluster.run_dir().join("pods/boot_id");
+    assert!(note.exists(), "{}", note.display());
+    fs::write(&note, "00000000-0000-0000-0000-000000000000\n").expect("another boot");
+    cluster.up();
+    let status = || cluster.get(&["pod", "phoenix"])["status"]["containerStatuses"][0].clone();
+    cluster.until("it runs again", || {
+        status()["ready"] == true && status()["restartCount"] == 1
+    });
+    let after = cluster.get(&["pod", "phoenix"]);
+    assert_eq!(after["metadata"]["uid"], uid.as_str());
+    assert_ne!(cluster.container(&after), old, "another process");
+    assert!(!ip_in(&cluster, &uid, &["link", "show", "mark"]), "another namespace");
+    assert_eq!(support::interfaces().len(), links.len(), "no interface of before");
+    let containers = fs::read_dir(pods.join(format!("pod{uid}")))
+        .expect("its cgroup")
+        .filter_map(Result::ok);
+    let containers = containers.filter(|entry| entry.path().is_dir()).count();
+    assert_eq!(containers, 1, "no cgroup of before");
+    cluster.kubectl(&["delete", "pod", "phoenix", "--now"]);
+    cluster.until("its interface is gone", || support::interfaces().len() < links.len());
+    cluster.down(&["--purge"]);
+    cluster.assert_nothing_left();
+}
+
+/// ip(8) in a pod's network namespace; whether it succeeded.
+fn ip_in(cluster: &TestCluster, uid: &str, arguments: &[&str]) -> bool {
+    let path = cluster.run_dir().join("netns").join(uid).join("net");
+    let mut command = std::process::Command::new("nsenter");
+    let command = command
+        .arg(format!("--net={}", path.display()))
+        .args(["--", "ip"])
+        .args(arguments);
+    support::output(command).status.success()
 }
 
 #[test]

@@ -8,15 +8,9 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::nodes::{Load, Nodes};
+use support::nodes::{Load, Nodes, hasty};
 use support::{IMAGE, output, text};
-use xtask::cluster::{Families, Layout, Options};
-
-/// Nodes are given up after seconds, so that the test need not wait.
-fn hasty(options: &mut Options) {
-    options.control_flags.push("--node-monitor-grace-period=4s".to_owned());
-    options.agent_flags.push("--node-lease-duration=4s".to_owned());
-}
+use xtask::cluster::{Families, Layout};
 
 fn strings<'a>(values: impl IntoIterator<Item = &'a Value>) -> BTreeSet<String> {
     values
@@ -148,6 +142,7 @@ fn pods_reach_each_other(nodes: &Nodes) {
             );
         }
         nodes.kubectl(&["logs", name]);
+        nodes.names_are_found(name, "web");
     }
     for machine in nodes.cluster.nodes() {
         for service in &services {

@@ -45,6 +45,8 @@ pub struct AgentConfig {
     pub external_cidrs: String,
     /// Ranges of this node's addresses on which node ports are served, with commas between them; empty is all.
     pub node_port_addresses: String,
+    /// Ranges outside of the cluster that see pods' own addresses instead of the node's, with commas between them.
+    pub non_masquerade_cidrs: String,
     /// Address at which the node's DNS answers pods.
     pub cluster_dns: Ipv4Addr,
     /// Node-local address on which the node's DNS server listens; the proxy leads `cluster_dns` there. See
@@ -93,6 +95,7 @@ impl AgentConfig {
             pod_network: Transport::Auto,
             external_cidrs: String::new(),
             node_port_addresses: String::new(),
+            non_masquerade_cidrs: String::new(),
             cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
             dns_listen: None,
             cluster_domain: "cluster.local".to_owned(),
@@ -170,8 +173,9 @@ impl AgentConfig {
     #[must_use]
     pub fn cluster_dns_addresses(&self) -> Vec<IpAddr> {
         let range = |text: &str| text.trim().parse::<Cidr>().ok();
-        let address = |range: Cidr| match range.is_ipv4() {
-            true => Some(IpAddr::V4(self.cluster_dns)),
+        let told = IpAddr::V4(self.cluster_dns);
+        let address = |range: Cidr| match range.contains(told) {
+            true => Some(told),
             // As usual for clusters: the tenth of the range.
             false => range.nth(10),
         };
@@ -223,5 +227,23 @@ impl AgentConfig {
     #[must_use]
     pub fn log_dir(&self) -> PathBuf {
         self.data_dir.join("logs")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_family_of_services_has_its_dns_address_whichever_is_first() {
+        let mut config = AgentConfig::new("n1");
+        let mut addresses = |ranges: &str| {
+            ranges.clone_into(&mut config.service_cidr);
+            let all = config.cluster_dns_addresses().into_iter();
+            all.map(|ip| ip.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(addresses("10.96.0.0/16"), ["10.96.0.10"]);
+        assert_eq!(addresses("fd00:96::/112"), ["fd00:96::a"]);
+        assert_eq!(addresses("fd00:96::/112,10.200.0.0/16"), ["fd00:96::a", "10.200.0.10"]);
     }
 }

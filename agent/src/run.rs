@@ -33,6 +33,7 @@ use crate::proxy::edge::{self, Edge, EdgeConfig, EdgePod, EdgeView};
 use crate::proxy::{DnsRedirect, NodeView, Proxy, ProxyConfig};
 use crate::server::{self, Server, ServiceView};
 use crate::services::ServiceSync;
+use crate::services::host_ports::HostPorts;
 use crate::{dns, image, network, proxy};
 
 /// Arenas of the allocator.
@@ -250,6 +251,7 @@ async fn start_with(
         objects: ObjectCache::new(Arc::clone(&api)),
         events: Recorder::start(Arc::clone(&api), &config.node_name),
         services: Arc::clone(&services),
+        host_ports: HostPorts::default(),
         views: Views::default(),
         controllers: node::cgroup_controllers(),
         api: Arc::clone(&api),
@@ -284,6 +286,7 @@ async fn start_with(
         node_port_addresses: ranges("node port address range", &config.node_port_addresses)?,
         own: followed.own.clone(),
         edge: parts.edge,
+        host_ports: host.host_ports.follow(),
         events: host.events.clone(),
         status: Arc::clone(&view.status),
     };
@@ -295,7 +298,9 @@ async fn start_with(
     let settings = FabricConfig::new(own_route, config.pod_network, host.network.mtu());
     let fabric = Arc::new(Fabric::new(settings)?);
     let others = followed.others;
-    let base = EdgeView::of_node(host.network.node_addresses(), &pod_cidrs);
+    let mut base = EdgeView::of_node(host.network.node_addresses(), &pod_cidrs);
+    base.cluster
+        .extend(ranges("range not to masquerade", &host.config.non_masquerade_cidrs)?);
     let nodes = others.clone();
     let edge = tokio::spawn(async move {
         if let Ok(Some(edge)) = edge.await

@@ -10,18 +10,27 @@ use serde_json::{Value, json};
 
 use crate::quantile;
 
-const DATA_DIR: &str = "/var/lib/hull-bench";
+pub const DATA_DIR: &str = "/var/lib/hull-bench";
 const RUN_DIR: &str = "/run/hull-bench";
+pub const BPF_DIR: &str = "/sys/fs/bpf/hull-bench";
 const IMAGE: &str = "busybox:bench";
 /// How long a pod may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Cluster {
+/// A cluster of the benchmark's own; goes with the value.
+pub struct Cluster {
     hull: PathBuf,
 }
 
 impl Cluster {
-    fn hull(&self, arguments: &[&str]) -> Result<String> {
+    pub fn new(binaries: &Path) -> Cluster {
+        Cluster {
+            hull: binaries.join("hull"),
+        }
+    }
+
+    /// Runs a command of hull on it.
+    pub fn hull(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.hull);
         command.args([
             "--data-dir",
@@ -31,7 +40,7 @@ impl Cluster {
             "--cgroup",
             "hull-bench",
             "--bpf-dir",
-            "/sys/fs/bpf/hull-bench",
+            BPF_DIR,
         ]);
         let out = command.args(arguments).output().context("start hull")?;
         ensure!(
@@ -56,9 +65,7 @@ impl Drop for Cluster {
 /// # Errors
 /// The cluster does not start or a pod does not run.
 pub fn run(binaries: &Path, starts: usize, pods: usize) -> Result<()> {
-    let cluster = Cluster {
-        hull: binaries.join("hull"),
-    };
+    let cluster = Cluster::new(binaries);
     let mut ready = Vec::new();
     for _ in 0..starts {
         cluster.hull(&["down", "--purge", "--grace", "0"])?;

@@ -60,7 +60,7 @@ fn run() -> Result<()> {
     match options.command {
         Command::Cluster { starts, pods } => cluster::run(&options.binaries, starts, pods),
         Command::Dns { questions } => dns::run(questions),
-        Command::Proxy(figures) => proxy::run(&figures),
+        Command::Proxy(figures) => proxy::run(&options.binaries, &figures),
         Command::Runtime(figures) => runtime::run(&options.binaries, &figures),
     }
 }

@@ -29,6 +29,10 @@ static START: extern "C" fn(i32, *const *const std::ffi::c_char) -> i32 = start;
 
 /// Descriptors 0 to 2 must be taken, or a file opened later becomes a stream.
 fn open_streams() {
+    // SAFETY: plain integers.
+    if (0..=2).all(|fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0) {
+        return;
+    }
     loop {
         // SAFETY: plain integers and a constant path.
         let fd = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };

@@ -305,7 +305,7 @@ impl Drop for TestCluster {
 }
 
 /// Names of the interfaces that hull makes.
-fn interfaces() -> Vec<String> {
+pub fn interfaces() -> Vec<String> {
     let names = fs::read_dir("/sys/class/net")
         .expect("interfaces")
         .filter_map(Result::ok)

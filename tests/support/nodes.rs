@@ -11,6 +11,12 @@ use xtask::cluster::{Cluster, Machine, Options};
 
 use super::{IMAGE, PATIENCE, text};
 
+/// Nodes are given up after seconds, so that the test need not wait.
+pub fn hasty(options: &mut Options) {
+    options.control_flags.push("--node-monitor-grace-period=4s".to_owned());
+    options.agent_flags.push("--node-lease-duration=4s".to_owned());
+}
+
 /// A running cluster with [`IMAGE`] on every node.
 pub struct Nodes {
     /// The machines.
@@ -164,6 +170,26 @@ impl Nodes {
         );
         let said = self.kubectl(&["exec", pod, "--", "/bin/busybox", "sh", "-c", &script]);
         said.trim().to_owned()
+    }
+
+    /// A pod finds a service by name, with the resolver that it was given, over each family.
+    pub fn names_are_found(&self, pod: &str, service: &str) {
+        let wanted = self.get(&["service", service])["spec"]["clusterIPs"].clone();
+        let servers = self.kubectl(&["exec", pod, "--", "/bin/busybox", "cat", "/etc/resolv.conf"]);
+        let servers: Vec<&str> = servers
+            .lines()
+            .filter_map(|line| line.strip_prefix("nameserver "))
+            .collect();
+        let wanted = wanted.as_array().expect("addresses");
+        assert_eq!(servers.len(), wanted.len(), "a server of each family: {servers:?}");
+        for server in servers {
+            let name = format!("{service}.default.svc.cluster.local");
+            let said = self.kubectl(&["exec", pod, "--", "/bin/busybox", "nslookup", &name, server]);
+            for address in wanted {
+                let address = address.as_str().expect("an address");
+                assert!(said.contains(address), "{server} on {name}: {said}");
+            }
+        }
     }
 
     /// What a process of that host gets from a URL; `None`: nothing within a second.

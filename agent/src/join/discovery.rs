@@ -1,9 +1,9 @@
 //! Finds out whom to trust: reads `kube-public/cluster-info` from a server that is not trusted yet, and checks it.
 //!
-//! Invariant: nothing secret is sent before the checks. Kubernetes: "kubeadm join", token-based discovery with CA pinning.
+//! Any certificate is accepted here: what is read this way is trusted for its own signature only. Invariant: nothing secret is
+//! sent before the checks. Kubernetes: "kubeadm join", token-based discovery with CA pinning.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -11,19 +11,16 @@ use base64::engine::general_purpose::STANDARD;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::jws;
+use crate::pod::tls::InsecureTls;
 
 const PATH: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -156,16 +153,7 @@ async fn fetch(server: &str) -> Result<Value, String> {
         Err(_) => TcpStream::connect((host.as_str(), port)).await,
     };
     let stream = stream.map_err(|error| error.to_string())?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
-        .with_no_client_auth();
-    let name = ServerName::try_from(host).map_err(|error| format!("host name: {error}"))?;
-    let stream = TlsConnector::from(Arc::new(tls)).connect(name, stream).await;
-    let stream = stream.map_err(|error| format!("TLS: {error}"))?;
+    let stream = InsecureTls::shared().connect(&host, stream).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
@@ -183,53 +171,4 @@ async fn fetch(server: &str) -> Result<Value, String> {
         return Err(format!("it answered {status}: {}", String::from_utf8_lossy(&body)));
     }
     serde_json::from_slice(&body).map_err(|error| format!("its answer is not JSON: {error}"))
-}
-
-/// Accepts any certificate: what is read this way is trusted for its own signature only.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -86,13 +86,27 @@ impl NodeReporter {
         let uid = self.register().await;
         let _ = ready.send(());
         // What was listed before the node was registered does not have it.
-        let mut seen = false;
+        let (mut seen, mut missed) = (false, false);
         let mut lease = tokio::time::interval(Duration::from_secs(self.config.lease_seconds.into()) / LEASE_RENEWALS);
         let mut look = tokio::time::interval(LOOK_PERIOD);
         let mut sent = tokio::time::Instant::now();
         lease.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            if missed && let Some(gone) = self.is_gone(&uid).await {
+                if gone {
+                    tracing::warn!(
+                        node = self.config.node_name,
+                        "this node was deleted from the cluster; start the agent again to join anew"
+                    );
+                    return;
+                }
+                tracing::warn!(
+                    node = self.config.node_name,
+                    "a list of the nodes lacked this one, but the API server has it"
+                );
+                missed = false;
+            }
             let differs = tokio::select! {
                 _ = lease.tick() => {
                     if let Err(error) = self.renew().await {
@@ -104,14 +118,15 @@ impl NodeReporter {
                 () = changed(&mut own) => {
                     let same = own.borrow().uid.as_deref() == Some(uid.as_str());
                     seen |= same;
-                    if seen && !same && own.borrow().listed {
-                        tracing::warn!(node = self.config.node_name, "this node was deleted from the cluster; start the agent again to join anew");
-                        return;
-                    }
+                    missed = seen && !same && own.borrow().listed;
                     // Whoever says so has not heard of us for a while: an answer is due now, not with the next look.
                     !own.borrow().ready && sent.elapsed() >= CORRECT_PERIOD
                 }
             };
+            if differs {
+                // It was away for the others, whatever it thinks itself: it is ready since now.
+                self.since[0] = Timestamp::now();
+            }
             let pressure = Pressure::look(&self.config);
             if differs || self.last != Some(pressure) || sent.elapsed() >= STATUS_PERIOD {
                 match self.send_status(pressure).await {
@@ -147,6 +162,15 @@ impl NodeReporter {
             }
         }
         Vec::new()
+    }
+
+    /// Whether the API server has no node of this uid any more; `None`: it does not say. A list may be old: only this counts.
+    async fn is_gone(&self, uid: &str) -> Option<bool> {
+        match self.api.get(self.path()).await {
+            Ok(node) => Some(node["metadata"]["uid"].as_str() != Some(uid)),
+            Err(error) if error.is_not_found() => Some(true),
+            Err(_) => None,
+        }
     }
 
     /// Returns the node's uid.

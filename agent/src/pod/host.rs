@@ -19,6 +19,7 @@ use crate::events::Recorder;
 use crate::image::ImageStore;
 use crate::network::PodNetwork;
 use crate::proxy::edge;
+use crate::services::host_ports::HostPorts;
 use crate::volume::VolumeDirs;
 
 /// The services of the cluster, as last seen.
@@ -48,6 +49,8 @@ pub struct Host {
     pub events: Recorder,
     /// For the environment of containers.
     pub services: Services,
+    /// Ports of the node that lead to its pods.
+    pub host_ports: HostPorts,
     /// What the kubelet API may see of pods.
     pub views: Views,
     /// Controllers that cgroups of pods can use.

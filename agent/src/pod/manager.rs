@@ -17,6 +17,7 @@ use super::host::Host;
 use super::record;
 use super::sandbox;
 use super::start::LABEL_POD;
+use super::state::Sandbox;
 use super::worker::{Message, Worker};
 use crate::client::ListWatchEvent;
 use crate::volume::directory;
@@ -65,6 +66,9 @@ impl Manager {
                             .filter(|c| c.is_running())
                             .filter_map(|c| c.id.clone()),
                     );
+                    if matches!(state.sandbox, Sandbox::Ready { .. }) {
+                        manager.host.host_ports.open(&remembered.pod, state.ips());
+                    }
                     manager.spawn(remembered.pod, state);
                 }
                 None => manager.remove_pod(&uid).await,

@@ -1,5 +1,5 @@
-//! TLS without verification, for HTTPS probes and hooks only: as with the kubelet, a probe asks whether the container
-//! answers, not who it is.
+//! TLS without verification, for HTTPS probes and hooks (as with the kubelet, a probe asks whether the container answers, not
+//! who it is) and for reading `cluster-info`, which is signed by itself, before joining. Nothing else.
 
 use std::sync::{Arc, OnceLock};
 

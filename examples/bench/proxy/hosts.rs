@@ -88,7 +88,7 @@ impl Drop for Node {
     }
 }
 
-fn ip(arguments: &str) -> Result<()> {
+pub fn ip(arguments: &str) -> Result<()> {
     let output = Command::new("ip")
         .args(arguments.split(' '))
         .output()
@@ -97,6 +97,9 @@ fn ip(arguments: &str) -> Result<()> {
     ensure!(output.status.success(), "ip {arguments}: {error}");
     Ok(())
 }
+
+/// Who is left alone, who is balanced, and who is observed besides.
+const CGROUPS: [&str; 3] = ["plain", "hull", "hull/observed"];
 
 /// A cgroup whose members are threads of this process.
 pub struct Cgroups {
@@ -124,7 +127,7 @@ impl Cgroups {
             dir,
         };
         fs::write(cgroups.dir.join("cgroup.procs"), std::process::id().to_string())?;
-        for name in ["plain", "hull"] {
+        for name in CGROUPS {
             fs::create_dir(cgroups.path(name))?;
             fs::write(cgroups.path(name).join("cgroup.type"), "threaded")?;
         }
@@ -139,7 +142,7 @@ impl Cgroups {
 impl Drop for Cgroups {
     fn drop(&mut self) {
         let _ = fs::write(self.before.join("cgroup.procs"), std::process::id().to_string());
-        for name in ["plain", "hull"] {
+        for name in CGROUPS.iter().rev() {
             let _ = fs::remove_dir(self.path(name));
         }
         let _ = fs::remove_dir(&self.dir);

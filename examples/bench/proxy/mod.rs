@@ -1,24 +1,32 @@
 //! The service proxy against the rule sets of kube-proxy and against no proxy at all: the same clients and servers in
 //! namespaces-as-hosts, in turn, so that what else the machine does hits all alike.
 //!
-//! Each round takes a batch of connections by every path. Reported are medians over all of a path's samples, and the
-//! median over the rounds of the ratio to the pod address, which drifts less than any time.
+//! Each round takes a batch of connections by every path, on one processor, beginning with another path each time.
+//! Reported are medians over all of a path's samples, and the median over the rounds of the ratio to the pod address,
+//! which drifts less than any time.
 
+mod change;
 mod hosts;
 mod ours;
+mod outside;
 mod peers;
+mod table;
 mod traffic;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
-use crate::quantile;
+use change::EndToEnd;
 use hosts::{CLIENT, Cgroups, Node, SERVERS, within};
 use ours::{Costs, Ours};
+use outside::Outside;
 use peers::Peer;
+use table::Line;
+use traffic::Connections;
 
 const PORT: u16 = 8080;
 const TARGET: Ipv4Addr = Ipv4Addr::new(172, 30, 255, 1);
@@ -45,6 +53,12 @@ pub struct Options {
     /// Without the peers
     #[arg(long)]
     alone: bool,
+    /// Without the cluster in which changes are timed end to end
+    #[arg(long)]
+    no_cluster: bool,
+    /// The processor that clients and servers run on
+    #[arg(long, default_value_t = 1)]
+    cpu: usize,
     /// `json` instead of a table
     #[arg(short, long)]
     output: Option<String>,
@@ -60,35 +74,40 @@ struct Path {
 }
 
 struct Round {
-    connects: Vec<f64>,
+    made: Connections,
     trips: Vec<f64>,
-}
-
-/// A line of the table.
-#[derive(Serialize)]
-struct Line {
-    services: u32,
-    path: &'static str,
-    connect_p50_us: f64,
-    connect_p99_us: f64,
-    connect_ratio: f64,
-    round_trip_p50_us: f64,
-    round_trip_ratio: f64,
-    add_one_ms: Option<f64>,
-    full_load_ms: Option<f64>,
 }
 
 #[derive(Serialize)]
 struct Results {
     lines: Vec<Line>,
     hull: Vec<(u32, Costs)>,
+    end_to_end: Option<EndToEnd>,
 }
 
 /// Runs the benchmark.
 ///
 /// # Errors
 /// A namespace, cgroup or program cannot be made, or a connection fails.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(binaries: &std::path::Path, options: &Options) -> Result<()> {
+    let before = sched_getaffinity(None).context("sched_getaffinity")?;
+    let mut one = CpuSet::new();
+    one.set(options.cpu);
+    sched_setaffinity(None, &one).with_context(|| format!("run on processor {}", options.cpu))?;
+    let mut results = measure_all(options)?;
+    sched_setaffinity(None, &before).context("run on all processors")?;
+    if !options.no_cluster {
+        let services = options.services.iter().copied().max().unwrap_or(1);
+        results.end_to_end = Some(change::run(binaries, services)?);
+    }
+    match options.output.as_deref() {
+        Some("json") => println!("{}", serde_json::to_string_pretty(&results)?),
+        _ => table::print(&results),
+    }
+    Ok(())
+}
+
+fn measure_all(options: &Options) -> Result<Results> {
     let cgroups = Cgroups::enter()?;
     let dir = tempfile::tempdir().context("make a temporary directory")?;
     let node = Node::create("p")?;
@@ -113,15 +132,19 @@ pub fn run(options: &Options) -> Result<()> {
     let mut results = Results {
         lines: Vec::new(),
         hull: Vec::new(),
+        end_to_end: None,
     };
     for services in &options.services {
         measure(options, *services, &cgroups, dir.path(), &node, &rivals, &mut results)?;
     }
-    match options.output.as_deref() {
-        Some("json") => println!("{}", serde_json::to_string_pretty(&results)?),
-        _ => print(&results),
+    let outside = Outside::create(dir.path(), &cgroups.path("hull"))?;
+    let mut paths = outside.paths(&cgroups.path("plain"))?;
+    take_rounds(options, &mut paths)?;
+    for pair in paths.chunks(2) {
+        let lines = pair.iter().map(|path| table::line(1, path, &pair[0], (None, None)));
+        results.lines.extend(lines);
     }
-    Ok(())
+    Ok(results)
 }
 
 fn backends() -> Result<[(Ipv4Addr, u16); 2]> {
@@ -152,9 +175,12 @@ fn measure(
     let mut paths = vec![
         path("pod address", node, "plain", addresses[0]),
         path("hull", node, "hull", target),
+        path("hull, observing", node, "hull/observed", target),
         path("hull, pod address", node, "hull", addresses[0]),
     ];
-    let mut loads = vec![(None, None), (None, Some(costs.full_sync_ms)), (None, None)];
+    ours.observe(&cgroups.path("hull/observed"))?;
+    let mut loads = vec![(None, None); paths.len()];
+    loads[1].1 = Some(costs.full_sync_ms);
     let entries = peers::entries(services, TARGET, backends);
     for (peer, loader, node) in rivals {
         if *peer == Peer::Nftables && services > options.nftables_most {
@@ -165,78 +191,32 @@ fn measure(
         paths.push(path(peer.name(), node, "plain", target));
         loads.push((Some(add), Some(load)));
     }
-    for _ in 0..options.rounds {
-        for path in &mut paths {
-            let (address, connections) = (path.address, options.connections);
-            let round = within(&path.namespace, Some(&path.cgroup), || {
-                Ok(Round {
-                    connects: traffic::connects(address, connections)?,
-                    trips: traffic::round_trips(address, ROUND_TRIPS)?,
-                })
-            });
-            path.rounds
-                .push(round.with_context(|| format!("{} with {services} services", path.name))?);
-        }
-    }
+    take_rounds(options, &mut paths).with_context(|| format!("with {services} services"))?;
     ours.change(&mut costs)?;
     loads[1].0 = Some(costs.change_us / 1e3);
     results.hull.push((services, costs));
-    for (path, (add, load)) in paths.iter().zip(loads) {
-        results.lines.push(line(services, path, &paths[0], add, load));
-    }
+    let lines = paths.iter().zip(loads);
+    results
+        .lines
+        .extend(lines.map(|(path, loads)| table::line(services, path, &paths[0], loads)));
     Ok(())
 }
 
-fn line(services: u32, path: &Path, floor: &Path, add_one_ms: Option<f64>, full_load_ms: Option<f64>) -> Line {
-    let all = |of: fn(&Round) -> &Vec<f64>| -> Vec<f64> { path.rounds.iter().flat_map(of).copied().collect() };
-    let ratio = |of: fn(&Round) -> &Vec<f64>| {
-        let rounds = path.rounds.iter().zip(&floor.rounds);
-        let ratios: Vec<f64> = rounds
-            .map(|(mine, floor)| quantile(of(mine), 0.5) / quantile(of(floor), 0.5))
-            .collect();
-        quantile(&ratios, 0.5)
-    };
-    let (connects, trips) = (all(|round| &round.connects), all(|round| &round.trips));
-    Line {
-        services,
-        path: path.name,
-        connect_p50_us: quantile(&connects, 0.5),
-        connect_p99_us: quantile(&connects, 0.99),
-        connect_ratio: ratio(|round| &round.connects),
-        round_trip_p50_us: quantile(&trips, 0.5),
-        round_trip_ratio: ratio(|round| &round.trips),
-        add_one_ms,
-        full_load_ms,
+/// Every path in turn, another one first each time.
+fn take_rounds(options: &Options, paths: &mut [Path]) -> Result<()> {
+    for round in 0..options.rounds {
+        let count = paths.len();
+        for index in 0..count {
+            let path = &mut paths[(round + index) % count];
+            let (address, connections) = (path.address, options.connections);
+            let round = within(&path.namespace, Some(&path.cgroup), || {
+                Ok(Round {
+                    made: traffic::connections(address, connections)?,
+                    trips: traffic::round_trips(address, ROUND_TRIPS)?,
+                })
+            });
+            path.rounds.push(round.with_context(|| path.name.to_owned())?);
+        }
     }
-}
-
-fn print(results: &Results) {
-    println!(
-        "services  path                connect p50     p99   ratio   round trip   ratio   add one ms   full load ms"
-    );
-    let time = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
-    for line in &results.lines {
-        println!(
-            "{:8}  {:18} {:8.1} us {:7.1} {:6.3}x {:9.1} us {:6.3}x {:>12} {:>14}",
-            line.services,
-            line.path,
-            line.connect_p50_us,
-            line.connect_p99_us,
-            line.connect_ratio,
-            line.round_trip_p50_us,
-            line.round_trip_ratio,
-            time(line.add_one_ms),
-            time(line.full_load_ms)
-        );
-    }
-    for (services, costs) in &results.hull {
-        println!(
-            "hull, {services} services of {ENDPOINTS} endpoints: full sync {:.1} ms, restart {:.1} ms, one change {:.0} us (p99 {:.0} us), maps {:.1} MB",
-            costs.full_sync_ms,
-            costs.restart_ms,
-            costs.change_us,
-            costs.change_p99_us,
-            costs.map_bytes as f64 / 1e6
-        );
-    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use hull_agent::observe::{self, ObserveConfig, Observer};
 use hull_agent::proxy::{self, Group, NodeView, Proxy, ProxyConfig, ServiceName, Slice, compute};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -16,9 +17,10 @@ const NODE: &str = "bench";
 /// Changes of which the time is taken.
 const CHANGES: u32 = 200;
 
-/// The proxy, and what it was filled with. Everything goes with the value.
+/// The proxy, the observer of some of its clients, and what it was filled with. Everything goes with the value.
 pub struct Ours {
     proxy: Option<Proxy>,
+    observer: Option<Observer>,
     config: ProxyConfig,
     view: NodeView,
     last: (Service, EndpointSlice),
@@ -37,6 +39,8 @@ pub struct Costs {
     pub change_p99_us: f64,
     /// Memory that the kernel charges for the pinned maps, bytes.
     pub map_bytes: u64,
+    /// Resident memory of this process that the mirror of the maps takes, bytes.
+    pub mirror_bytes: u64,
 }
 
 impl Ours {
@@ -64,15 +68,18 @@ impl Ours {
         objects_.push(objects(services - 1, target.0, target.1)?);
         let mut ours = Ours {
             proxy: Some(Proxy::load(config.clone())?),
+            observer: None,
             last: objects_[objects_.len() - 1].clone(),
             config,
             view,
         };
         let mut costs = Costs::default();
+        let before = resident()?;
         let began = Instant::now();
         let groups = ours.groups(&objects_)?;
         let report = ours.proxy()?.apply(&groups)?;
         costs.full_sync_ms = began.elapsed().as_secs_f64() * 1e3;
+        costs.mirror_bytes = resident()?.saturating_sub(before);
         ensure!(
             report.rejected.is_empty(),
             "services do not fit: {:?}",
@@ -86,6 +93,12 @@ impl Ours {
         ensure!(report.changed == 0, "{} services changed by a restart", report.changed);
         costs.map_bytes = map_bytes(&ours.config.bpf_dir)?;
         Ok((ours, costs))
+    }
+
+    /// Observes the clients in a cgroup.
+    pub fn observe(&mut self, cgroup: &Path) -> Result<()> {
+        self.observer = Some(Observer::load(&ObserveConfig::new(&self.config.bpf_dir, cgroup))?);
+        Ok(())
     }
 
     /// Times changes of the last service: one endpoint more and one less.
@@ -130,8 +143,23 @@ impl Ours {
 impl Drop for Ours {
     fn drop(&mut self) {
         self.proxy = None;
+        self.observer = None;
+        let _ = observe::unload(&self.config.bpf_dir);
         let _ = proxy::unload(&self.config.bpf_dir);
     }
+}
+
+/// A service with a node port and one backend.
+pub fn node_port(port: u16, backend: SocketAddr) -> Result<(Service, Slice)> {
+    let address = Ipv4Addr::from_bits(0xac1e_ff00 + u32::from(port % 256));
+    let (mut service, slice) = objects(u32::from(port), address, &[backend])?;
+    let spec = service.spec.as_mut().context("spec")?;
+    spec.type_ = Some("NodePort".to_owned());
+    for offered in spec.ports.iter_mut().flatten() {
+        offered.node_port = Some(i32::from(port));
+    }
+    let slice = Slice::new(&slice, NODE).context("a slice of addresses")?;
+    Ok((service, slice))
 }
 
 fn objects(number: u32, address: Ipv4Addr, backends: &[SocketAddr]) -> Result<(Service, EndpointSlice)> {
@@ -153,7 +181,7 @@ fn objects(number: u32, address: Ipv4Addr, backends: &[SocketAddr]) -> Result<(S
     Ok((serde_json::from_value(service)?, serde_json::from_value(slice)?))
 }
 
-fn name_of(service: &Service) -> ServiceName {
+pub fn name_of(service: &Service) -> ServiceName {
     let meta = &service.metadata;
     ServiceName::new(
         meta.namespace.as_deref().unwrap_or_default(),
@@ -162,7 +190,7 @@ fn name_of(service: &Service) -> ServiceName {
 }
 
 /// The sum of what the kernel says of each pinned map (`memlock`).
-fn map_bytes(dir: &Path) -> Result<u64> {
+pub fn map_bytes(dir: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(dir)? {
         let path: PathBuf = entry?.path();
@@ -175,4 +203,12 @@ fn map_bytes(dir: &Path) -> Result<u64> {
         sum += line.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
     }
     Ok(sum)
+}
+
+/// Resident memory of this process, bytes.
+fn resident() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = kib.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    Ok(kib.context("VmRSS in /proc/self/status")? * 1024)
 }

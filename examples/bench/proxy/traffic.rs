@@ -42,7 +42,11 @@ fn answer(listener: &TcpListener) -> std::io::Result<()> {
     let mut events = Vec::with_capacity(256);
     loop {
         events.clear();
-        epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), None)?;
+        match epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), None) {
+            // Stopped and continued, by whoever wants the machine quiet.
+            Err(rustix::io::Errno::INTR) => continue,
+            waited => waited?,
+        };
         for event in &events {
             let key = event.data.u64();
             if key == LISTENER {
@@ -65,20 +69,57 @@ fn answer(listener: &TcpListener) -> std::io::Result<()> {
     }
 }
 
-/// Microseconds of each of `count` connect(2) calls, one after the other; connections are reset at once.
-pub fn connects(address: SocketAddr, count: usize) -> Result<Vec<f64>> {
-    let mut times = Vec::with_capacity(count);
+/// What `count` connections cost, one after the other; each has one request and is reset.
+#[derive(Default)]
+pub struct Connections {
+    /// Microseconds of each connect(2).
+    pub connects: Vec<f64>,
+    /// Microseconds until the reply was there.
+    pub requests: Vec<f64>,
+    /// Processor time of each, client and server and what the kernel did for them, in microseconds.
+    pub cpu: f64,
+}
+
+/// Makes connections.
+pub fn connections(address: SocketAddr, count: usize) -> Result<Connections> {
+    let mut made = Connections::default();
+    let mut before = Duration::ZERO;
     for number in 0..WARM_UP + count {
+        if number == WARM_UP {
+            before = processor_time()?;
+        }
         let client = socket(AddressFamily::INET, SocketType::STREAM, None)?;
         sockopt::set_socket_linger(&client, Some(Duration::ZERO))?;
+        sockopt::set_tcp_nodelay(&client, true)?;
         let began = Instant::now();
         connect(client.as_fd(), &address).with_context(|| format!("connect to {address}"))?;
-        let took = began.elapsed();
+        let connected = began.elapsed();
+        let mut stream = TcpStream::from(client);
+        stream.write_all(REQUEST)?;
+        stream.read_exact(&mut [0; REPLY.len()])?;
+        let replied = began.elapsed();
+        drop(stream);
         if number >= WARM_UP {
-            times.push(took.as_secs_f64() * 1e6);
+            made.connects.push(connected.as_secs_f64() * 1e6);
+            made.requests.push(replied.as_secs_f64() * 1e6);
         }
     }
-    Ok(times)
+    made.cpu = (processor_time()? - before).as_secs_f64() * 1e6 / count as f64;
+    Ok(made)
+}
+
+/// What all threads of this process have used: clients and servers are among them.
+fn processor_time() -> Result<Duration> {
+    // SAFETY: all zeros are a value of the struct, and the kernel fills it in.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        if libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) != 0 {
+            return Err(std::io::Error::last_os_error()).context("getrusage");
+        }
+        usage
+    };
+    let of = |time: libc::timeval| Duration::from_micros((time.tv_sec * 1_000_000 + time.tv_usec).unsigned_abs());
+    Ok(of(usage.ru_utime) + of(usage.ru_stime))
 }
 
 /// Microseconds of each of `count` requests with their replies on one connection.

@@ -347,11 +347,15 @@ impl Cgroup {
 
 /// The group hands down everything it has: nothing to do for its children.
 fn hands_down(dir: &Path) -> bool {
-    let read = |file: &str| fs::read(dir.join(file));
-    match (read("cgroup.controllers"), read("cgroup.subtree_control")) {
-        (Ok(controllers), Ok(handed)) => controllers.trim_ascii() == handed.trim_ascii(),
-        _ => false,
-    }
+    // One read gives all: there are a dozen controllers, with short names.
+    let read = |file: &str, bytes: &mut [u8; 512]| {
+        let file = rustix::fs::open(dir.join(file), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::read(&file, bytes.as_mut_slice())
+    };
+    let (mut controllers, mut handed) = ([0; 512], [0; 512]);
+    read("cgroup.controllers", &mut controllers).is_ok()
+        && read("cgroup.subtree_control", &mut handed).is_ok()
+        && controllers == handed
 }
 
 /// Enable in `dir` every controller it has for its children. Best effort: a limit that needs one complains later.

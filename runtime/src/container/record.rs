@@ -252,9 +252,8 @@ impl Directory {
 
     /// Forget the container.
     pub fn remove(&self) -> Result<()> {
-        for file in [RECORD, FILTER] {
-            let _ = fs::remove_file(self.path.join(file));
-        }
+        // The record first; most containers have nothing else.
+        let _ = fs::remove_file(self.path.join(RECORD));
         if fs::remove_dir(&self.path).is_ok() {
             return Ok(());
         }

@@ -17,14 +17,13 @@ use crate::syscall::{self, Sys};
 
 const SYSFS_MAGIC: u64 = 0x6265_6572;
 
-/// Mask, and make read-only, the paths that are `due`, with the `mounts` made.
-pub(super) fn protect(init: &Init, mounts: &[MountPlan], due: impl Fn(&CStr) -> bool) -> Step {
+/// Mask with `covers`, and make read-only, the paths that are `due`, with the `mounts` made.
+pub(super) fn protect(init: &Init, mounts: &[MountPlan], covers: &mut Covers, due: impl Fn(&CStr) -> bool) -> Step {
     let plan = &init.plan;
     let kernel = KernelTrees::open(init.rootfs.as_fd(), mounts)?;
     for path in plan.readonly.iter().filter(|path| due(path)) {
         make_readonly(&kernel, path)?;
     }
-    let mut covers = Covers::default();
     for path in plan.masked.iter().filter(|path| due(path)) {
         covers.mask(&kernel, path)?;
     }
@@ -85,7 +84,7 @@ impl<'a> KernelTrees<'a> {
 
 /// What masked paths are covered with: the mounts on the first file and on the first directory.
 #[derive(Default)]
-struct Covers {
+pub(super) struct Covers {
     null: Option<OwnedFd>,
     directory: Option<OwnedFd>,
 }

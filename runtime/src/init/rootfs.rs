@@ -11,7 +11,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
-use super::masks::protect;
+use super::masks::{Covers, protect};
 use super::path::{directory, file, is_proc, open, ordinary, relative};
 use super::{Init, console, dev};
 use crate::fault::{Explain, Fault, InRoot, Shown, Step};
@@ -52,7 +52,7 @@ pub(super) fn make(init: &Init) -> Step {
         // An existing cwd that is no directory, or a read-only root: chdir will say it better.
         let _ = directory(root, cwd);
     }
-    restrict(init, &ahead)?;
+    restrict(init, ahead)?;
     enter(init)
 }
 
@@ -63,6 +63,8 @@ struct Ahead {
     dev: bool,
     /// Paths below /proc are masked and read-only.
     proc: bool,
+    /// What they are masked with.
+    covers: Covers,
 }
 
 impl Ahead {
@@ -77,15 +79,16 @@ impl Ahead {
             let target = |mount: &MountPlan| mount.target.as_c_str().to_bytes().strip_prefix(directory).is_some();
             made.iter().any(target) && !rest.iter().any(|mount| target(mount) || mount.target.is_empty())
         };
-        let ahead = Ahead {
+        let mut ahead = Ahead {
             dev: plan.populate_dev && settled(b"dev"),
             proc: settled(b"proc"),
+            covers: Covers::default(),
         };
         if ahead.dev {
             dev::populate(init.rootfs.as_fd(), &plan.devices, &init.devices)?;
         }
         if ahead.proc {
-            protect(init, made, in_proc)?;
+            protect(init, made, &mut ahead.covers, in_proc)?;
         }
         Ok(ahead)
     }
@@ -104,9 +107,12 @@ fn shows_parents_part(mount: &MountPlan) -> bool {
 }
 
 /// Masks, read-only paths and the read-only root come last: everything before may need to write.
-fn restrict(init: &Init, ahead: &Ahead) -> Step {
+fn restrict(init: &Init, mut ahead: Ahead) -> Step {
     let plan = &init.plan;
-    protect(init, &plan.mounts, |path| !(ahead.proc && in_proc(path)))?;
+    let proc_done = ahead.proc;
+    protect(init, &plan.mounts, &mut ahead.covers, |path| {
+        !(proc_done && in_proc(path))
+    })?;
     if plan.readonly_rootfs {
         syscall::mount_setattr(init.rootfs.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0)
             .explain(format_args!("make the root file system read-only"))?;

@@ -6,13 +6,27 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::client::ApiStatus;
 use crate::pod::api::ApiResult;
 
-/// Notes requests; says that the node was created with the uid `u`.
+/// Notes requests; says that the node was created with the uid `u`, and has it until it is deleted.
 #[derive(Default)]
-struct Notes(Mutex<Vec<(String, Value)>>);
+struct Notes(Mutex<Vec<(String, Value)>>, Mutex<Answer>);
+
+/// What the server says when it is asked for the node.
+#[derive(Clone, Copy, Default)]
+enum Answer {
+    #[default]
+    Here,
+    Gone,
+    Nothing,
+}
 
 impl Notes {
+    fn answers(&self, answer: Answer) {
+        *self.1.lock() = answer;
+    }
+
     fn note(&self, path: String, body: Value) -> BoxFuture<'_, ApiResult> {
         self.0.lock().push((path, body));
         async { Ok(json!({"metadata": {"uid": "u"}})) }.boxed()
@@ -26,7 +40,17 @@ impl Notes {
 
 impl Api for Notes {
     fn get(&self, path: String) -> BoxFuture<'_, ApiResult> {
-        self.note(path, Value::Null)
+        let not_found = ApiStatus {
+            code: 404,
+            ..ApiStatus::default()
+        };
+        let status = match *self.1.lock() {
+            Answer::Here => return self.note(path, Value::Null),
+            Answer::Gone => Some(not_found),
+            Answer::Nothing => None,
+        };
+        let what = String::new();
+        async { Err(ClientError { status, what }) }.boxed()
     }
     fn create(&self, path: String, object: Value) -> BoxFuture<'_, ApiResult> {
         self.note(path, object)
@@ -106,7 +130,16 @@ async fn a_node_said_to_be_unknown_answers_at_once_and_a_deleted_one_falls_silen
     say.send(own(Some("u"), false)).unwrap();
     tokio::time::sleep(Duration::from_millis(10)).await;
     assert_eq!(notes.statuses(), before + 1, "somebody thinks that the node is away");
-    assert!(!running.is_finished());
+    // A list without the node is not enough: the server is asked, as often as it takes.
+    for answer in [Answer::Here, Answer::Nothing] {
+        notes.answers(answer);
+        say.send(own(None, false)).unwrap();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(!running.is_finished());
+        say.send(own(Some("u"), true)).unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    notes.answers(Answer::Gone);
     say.send(own(None, false)).unwrap();
     running.await.unwrap();
 }

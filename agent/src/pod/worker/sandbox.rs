@@ -16,6 +16,7 @@ impl Worker {
             Ok(prepared) => {
                 self.retries = 0;
                 self.record_sandbox(Some(prepared.ips.clone()));
+                self.host.host_ports.open(&self.pod, &prepared.ips);
                 self.state.sandbox = Sandbox::Ready { ips: prepared.ips };
                 self.feed_from(prepared.fed);
             }
@@ -40,6 +41,7 @@ impl Worker {
 
     pub(super) fn tear_down(&mut self) {
         self.state.sandbox = Sandbox::TearingDown;
+        self.host.host_ports.close(&self.uid);
         for follower in self.followers.drain(..) {
             follower.abort();
         }
