@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
+use hull_ebpf_types::ORIGINS;
 use support::proxy::{Balanced, apply, balanced, tables, tcp, udp};
 use support::{Host, Server, ask_connected, ask_tcp, ask_unconnected, loopback};
 
@@ -206,6 +207,40 @@ fn a_udp_socket_is_told_when_its_backend_is_gone() {
     assert_eq!(ask_connected(&direct).unwrap(), "one", "a direct client is left alone");
     through.connect(service.address).unwrap();
     assert_eq!(ask_connected(&through).unwrap(), "two");
+}
+
+/// Cookies are given out in order: somebody else's socket, still open, can have the place a new one would get.
+#[test]
+fn a_udp_socket_whose_place_is_taken_is_told_too() {
+    let host = Host::enter();
+    let (one, two) = (Server::udp(loopback(2), "one"), Server::udp(loopback(3), "two"));
+    let service = udp("10.96.0.1:53");
+    let mut proxy = host.proxy();
+    apply(&mut proxy, [(service, balanced(&[&one]))]);
+    let place = |socket: &UdpSocket| rustix::net::sockopt::socket_cookie(socket).unwrap() % u64::from(ORIGINS);
+    let first = UdpSocket::bind(loopback(1)).unwrap();
+    first.connect(service.address).unwrap();
+    let second = (0..1_000_000)
+        .map(|_| UdpSocket::bind(loopback(1)).unwrap())
+        .find(|socket| place(socket) == place(&first))
+        .expect("no socket got the same place");
+    second.connect(service.address).unwrap();
+    assert_eq!(second.peer_addr().unwrap(), service.address);
+    let third = (0..1_000_000)
+        .map(|_| UdpSocket::bind(loopback(1)).unwrap())
+        .find(|socket| place(socket) == place(&first))
+        .expect("no socket got the same place");
+    third.connect(service.address).unwrap();
+    third.connect(one.address).unwrap();
+
+    let report = proxy.apply(&tables([(service, balanced(&[&two]))])).unwrap();
+    assert_eq!(report.destroyed, 2);
+    for told in [&first, &second] {
+        assert_eq!(told.take_error().unwrap().unwrap().kind(), ErrorKind::ConnectionAborted);
+    }
+    assert_eq!(ask_connected(&third).unwrap(), "one", "it went there by itself");
+    second.connect(service.address).unwrap();
+    assert_eq!(ask_connected(&second).unwrap(), "two");
 }
 
 #[test]

@@ -3,12 +3,15 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuHashMap, SkStorage};
 use aya_ebpf::macros::btf_map;
-use hull_ebpf_types::{Affinity, Backend, Chunk, Client, Counters, Frontend, Load, Member, Offer, Origin, Peers, Slot};
+use hull_ebpf_types::{
+    Affinity, Backend, Chunk, Client, Counters, Frontend, Load, Member, Offer, Origin, Peers, Slot, Translation,
+};
 
 /// Memory is taken for what is used, not for what could be.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 /// Overridden by the agent's configured limits.
 const PLACEHOLDER: usize = 1024;
+const STRAYS_PLACES: usize = 16_384;
 const ORIGINS_PLACES: usize = hull_ebpf_types::ORIGINS as usize;
 
 #[btf_map(name = "services")]
@@ -45,6 +48,10 @@ pub static ORIGINS: Array<Origin, { ORIGINS_PLACES }> = Array::new();
 /// What does not fit into `origins`.
 #[btf_map(name = "overflow")]
 pub static OVERFLOW: SkStorage<Origin> = SkStorage::new();
+
+/// Where datagram sockets of `overflow` came from, by their cookies.
+#[btf_map(name = "strays")]
+pub static STRAYS: HashMap<u64, Translation, STRAYS_PLACES, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "peers")]
 pub static PEERS: SkStorage<Peers> = SkStorage::new();

@@ -3,7 +3,8 @@
 //! A connected socket's origin has the place in `origins` that its cookie leads to, until the socket is closed: nothing
 //! is evicted. A socket whose place is taken has it in its own storage, which costs a connect several times as much.
 //! An entry is only believed while the address at hand is the backend it names, so a socket that was connected
-//! elsewhere since shows the truth.
+//! elsewhere since shows the truth. User space, which tells datagram sockets that their backend is gone, cannot look into
+//! sockets' storage: what it must know of those is in `strays`, too.
 
 use core::ptr::{read_volatile, write_volatile};
 
@@ -12,8 +13,11 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use hull_ebpf_types::{Endpoint, Frontend, Origin, Peers, Translation, UNCONNECTED_PEERS, algorithm, state};
 
-use crate::maps::{OVERFLOW, PEERS};
+use crate::maps::{OVERFLOW, PEERS, STRAYS};
 use crate::origin;
+
+/// IPPROTO_UDP
+const UDP: u32 = 17;
 
 /// `chosen` is the algorithm by which the endpoint was.
 #[inline(always)]
@@ -59,6 +63,16 @@ fn overflow(ctx: &SockAddrContext, frontend: &Frontend, service: u32, state: u32
             write(stored, 0, frontend, service, state, endpoint);
         }
     }
+    if u32::from(frontend.protocol) == UDP {
+        let origin = Translation {
+            frontend: *frontend,
+            endpoint: *endpoint,
+        };
+        // SAFETY: a helper with the context that the kernel passed.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+        // A full map costs the socket only the message that its backend is gone.
+        let _ = STRAYS.insert(&cookie, &origin, 0);
+    }
 }
 
 /// The socket's entry, or null.
@@ -77,11 +91,15 @@ fn own(ctx: &SockAddrContext) -> *mut Origin {
 pub fn forget_connected(ctx: &SockAddrContext) {
     let origin = own(ctx);
     if !origin.is_null() {
-        // SAFETY: the socket's own value.
+        // SAFETY: the socket's own value; a helper with the context that the kernel passed.
         unsafe {
             // No endpoint has this port, and no service this number.
             (*origin).to.endpoint.port = 0;
             (*origin).service = 0;
+            // That of an overflow has no cookie.
+            if (*origin).cookie == 0 {
+                let _ = STRAYS.remove(&bpf_get_socket_cookie(ctx.as_ptr()));
+            }
         }
     }
 }
@@ -91,8 +109,12 @@ pub fn forget_connected(ctx: &SockAddrContext) {
 pub fn closed(ctx: &SockContext) {
     // SAFETY: a helper with the context that the kernel passed; the origin is the socket's own.
     unsafe {
-        if let Some(origin) = origin::of(bpf_get_socket_cookie(ctx.as_ptr())) {
+        let cookie = bpf_get_socket_cookie(ctx.as_ptr());
+        if let Some(origin) = origin::of(cookie) {
             origin::leave(origin, state::CLOSED);
+        }
+        if (*ctx.sock).protocol == UDP {
+            let _ = STRAYS.remove(&cookie);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Tells UDP sockets that their backend is gone.
 //!
 //! A connected UDP socket never asks again where to send: without this, a resolver would talk to a dead pod forever.
-//! Only sockets are destroyed (ECONNABORTED, sock_diag(7)) whose entry in the map `origins` names the service **and**
+//! Only sockets are destroyed (ECONNABORTED, sock_diag(7)) whose entry in the maps `origins` and `strays` names the service **and**
 //! whose current peer is the vanished backend. (The kernel could show socket storage itself, but for TCP only.)
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use hull_ebpf_types as bpf;
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -33,8 +33,23 @@ const ID: usize = 48;
 
 /// What clients must leave: service and backend.
 pub(super) type Gone = BTreeSet<bpf::Translation>;
-/// What connected sockets asked for and where they were sent.
-pub(super) type Origins = Array<MapData, bpf::Origin>;
+/// What connected sockets asked for and where they were sent, by their cookies.
+pub(super) struct Origins {
+    /// Most sockets have a place here.
+    pub places: Array<MapData, bpf::Origin>,
+    /// The datagram sockets that have none.
+    pub strays: HashMap<MapData, u64, bpf::Translation>,
+}
+
+impl Origins {
+    fn of(&self, cookie: u64) -> Option<bpf::Translation> {
+        let place = u32::try_from(cookie % u64::from(bpf::ORIGINS)).ok()?;
+        match self.places.get(&place, 0) {
+            Ok(origin) if origin.cookie == cookie => Some(origin.to),
+            _ => self.strays.get(&cookie, 0).ok(),
+        }
+    }
+}
 
 /// Destroys the UDP sockets that are connected to a vanished backend, in the host's and in all pods' namespaces.
 /// Returns how many.
@@ -156,15 +171,8 @@ fn matching(family: u8, body: &[u8], gone: &Gone, origins: &Origins) -> Option<[
     let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
     let peer = peer(family, &id)?;
     let cookie = u64::from_ne_bytes(id.get(40..48)?.try_into().ok()?);
-    let origin = origin(cookie, origins)?;
+    let origin = origins.of(cookie)?;
     (origin.endpoint == peer && gone.contains(&origin)).then_some(id)
-}
-
-/// Where a socket came from; none of a socket without a place: it keeps its vanished backend.
-fn origin(cookie: u64, origins: &Origins) -> Option<bpf::Translation> {
-    let place = u32::try_from(cookie % u64::from(bpf::ORIGINS)).ok()?;
-    let origin = origins.get(&place, 0).ok()?;
-    (origin.cookie == cookie).then_some(origin.to)
 }
 
 fn peer(family: u8, id: &[u8; ID]) -> Option<bpf::Endpoint> {

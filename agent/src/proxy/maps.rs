@@ -11,7 +11,7 @@ use super::destroy::Origins;
 use super::installed::{Contents, Op};
 
 /// The names of all maps, as in the object and, with the layout's version, as pins.
-pub(super) const NAMES: [&str; 11] = [
+pub(super) const NAMES: [&str; 12] = [
     "services",
     "slots",
     "tables",
@@ -22,6 +22,7 @@ pub(super) const NAMES: [&str; 11] = [
     "affinity",
     "origins",
     "overflow",
+    "strays",
     "peers",
 ];
 
@@ -51,7 +52,7 @@ impl Maps {
         };
         let (services, slots, tables) = (map("services")?, map("slots")?, map("tables")?);
         let (members, addresses, load) = (map("members")?, map("addresses")?, map("load")?);
-        let (counters, origins) = (map("counters")?, map("origins")?);
+        let (counters, origins, strays) = (map("counters")?, map("origins")?, map("strays")?);
         for (name, fit) in [
             ("peers", SkStorage::<_, bpf::Peers>::try_from(&map("peers")?).map(drop)),
             (
@@ -69,7 +70,10 @@ impl Maps {
             addresses: fits("addresses", HashMap::try_from(addresses))?,
             load: fits("load", HashMap::try_from(load))?,
             counters: fits("counters", PerCpuHashMap::try_from(counters))?,
-            origins: fits("origins", Array::try_from(origins))?,
+            origins: Origins {
+                places: fits("origins", Array::try_from(origins))?,
+                strays: fits("strays", HashMap::try_from(strays))?,
+            },
         })
     }
 
