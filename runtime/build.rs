@@ -12,6 +12,7 @@ fn main() {
     println!("cargo::rustc-check-cfg=cfg(fuzzing)");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=link-order.txt");
+    println!("cargo::rerun-if-changed=link-order.ld");
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     if variable("CARGO_CFG_TARGET_ARCH") != "x86_64" || variable("CARGO_CFG_TARGET_OS") != "linux" {
         return;
@@ -25,6 +26,10 @@ fn main() {
         println!(
             "cargo::rustc-link-arg-bins=-Wl,--symbol-ordering-file={}",
             order.display()
+        );
+        println!(
+            "cargo::rustc-link-arg-bins=-Wl,-T,{}",
+            order.with_extension("ld").display()
         );
         println!("cargo::rerun-if-env-changed={MAP}");
         if let Some(map) = std::env::var_os(MAP) {

@@ -1,5 +1,5 @@
 //! `cargo xtask layout`: which functions the commands of hull-runtime execute, found by single-stepping them, written to
-//! runtime/link-order.txt. The linker puts these side by side, so that a command touches a third of the pages.
+//! runtime/link-order.txt and .ld. The linker puts these side by side, so that a command touches a third of the pages.
 //! Names are those of this compiler and these sources; a name that a later build does not have is skipped by the linker.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,6 +21,9 @@ const HEADER: &str = "\
 # Functions that the commands of hull-runtime execute, in the order of their addresses: the linker puts them side by side, so that the
 # rest is never in memory. Made by `cargo xtask layout`. A name that a build does not have is skipped.
 ";
+
+const SCRIPT_HEADER: &str =
+    "Rust's functions of link-order.txt, whatever hashes a build gives them. Made by cargo xtask layout.";
 
 /// Builds hull-runtime with symbols, steps through its commands and writes the list.
 ///
@@ -59,10 +62,40 @@ pub fn run(inside: bool) -> Result<()> {
         .map(String::as_str)
         .collect();
     ensure!(names.len() > 100, "only {} functions were seen", names.len());
-    let path = host::workspace().join("runtime/link-order.txt");
-    fs::write(&path, format!("{HEADER}{}\n", names.join("\n"))).with_context(|| format!("write {}", path.display()))?;
-    host::say(&format!("{}: {} functions", path.display(), names.len()));
+    let mut patterns: Vec<String> = Vec::new();
+    for pattern in names.iter().filter_map(|name| any_build(name)) {
+        if !patterns.contains(&pattern) {
+            patterns.push(pattern);
+        }
+    }
+    let sections: String = patterns.iter().map(|pattern| format!("    {pattern}\n")).collect();
+    let script = format!(
+        "/* {SCRIPT_HEADER} */\nSECTIONS\n{{\n  .text.used :\n  {{\n{sections}  }}\n}}\nINSERT BEFORE .text;\n"
+    );
+    for (name, text) in [
+        ("runtime/link-order.txt", format!("{HEADER}{}\n", names.join("\n"))),
+        ("runtime/link-order.ld", script),
+    ] {
+        let path = host::workspace().join(name);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    host::say(&format!(
+        "runtime/link-order: {} functions, {} patterns",
+        names.len(),
+        patterns.len()
+    ));
     Ok(())
+}
+
+/// A pattern of the section of a Rust function, without the hash in its name: that depends on the sources, and on which
+/// packages are built together.
+fn any_build(name: &str) -> Option<String> {
+    const HASH: usize = 16;
+    let (path, rest) = name.rsplit_once("17h")?;
+    let hash = rest.get(..HASH)?;
+    let hashed =
+        name.starts_with("_ZN") && rest[HASH..].starts_with('E') && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    hashed.then(|| format!("*(.text.{path}17h*E*)"))
 }
 
 /// Goes on in a private mount namespace with a cgroup2, as the runtime expects it.
