@@ -220,16 +220,15 @@ fn a_udp_socket_whose_place_is_taken_is_told_too() {
     let place = |socket: &UdpSocket| rustix::net::sockopt::socket_cookie(socket).unwrap() % u64::from(ORIGINS);
     let first = UdpSocket::bind(loopback(1)).unwrap();
     first.connect(service.address).unwrap();
-    let second = (0..1_000_000)
-        .map(|_| UdpSocket::bind(loopback(1)).unwrap())
-        .find(|socket| place(socket) == place(&first))
-        .expect("no socket got the same place");
+    let rival = || {
+        (0..1_000_000)
+            .map(|_| UdpSocket::bind(loopback(1)).unwrap())
+            .find(|socket| place(socket) == place(&first))
+            .expect("no socket got the same place")
+    };
+    let (second, third) = (rival(), rival());
     second.connect(service.address).unwrap();
     assert_eq!(second.peer_addr().unwrap(), service.address);
-    let third = (0..1_000_000)
-        .map(|_| UdpSocket::bind(loopback(1)).unwrap())
-        .find(|socket| place(socket) == place(&first))
-        .expect("no socket got the same place");
     third.connect(service.address).unwrap();
     third.connect(one.address).unwrap();
 
