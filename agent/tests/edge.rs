@@ -3,9 +3,9 @@
 mod edge_support;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use edge_support::{CLIENT, CLIENT6, Offer, Server, TCP, UDP, World, ask_tcp, ask_udp, connect, echo};
+use edge_support::{CLIENT, CLIENT6, Offer, Pod, Server, TCP, UDP, World, ask_tcp, ask_udp, connect, echo};
 fn at(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
@@ -74,54 +74,73 @@ fn pods_reach_the_world_with_their_nodes_address() {
     assert_eq!(ports.len(), 20, "every connection has a port of its own");
 }
 
+/// A connection from outside to a pod on another node, and one of a pod to the world. Fields end in their order.
+struct Flows {
+    inward: TcpStream,
+    outward: TcpStream,
+    _servers: [Server; 2],
+    pod: Pod,
+    _far: Pod,
+    service: SocketAddr,
+    world: World,
+}
+
+impl Flows {
+    fn open() -> Flows {
+        let mut world = World::new();
+        let far = world.nodes[1].pod("far");
+        let pod = world.nodes[0].pod("a");
+        let servers = [far.serve(8080, "far"), Server::start(&world.client, 8080, "world")];
+        let service = at(world.nodes[0].address(), 30080);
+        world.nodes[0].offer(&[Offer::node_port(30080, TCP, &[at(far.v4(), 8080)])]);
+        let (inward, _) = world.outside(|| connect(service)).unwrap();
+        let (outward, _) = pod.inside(|| connect(at(client(), 8080))).unwrap();
+        Flows {
+            inward,
+            outward,
+            _servers: servers,
+            pod,
+            _far: far,
+            service,
+            world,
+        }
+    }
+
+    /// The open ones do, and new ones can be made.
+    fn go_on(&mut self) {
+        echo(&mut self.inward).unwrap();
+        echo(&mut self.outward).unwrap();
+        self.world.outside(|| ask_tcp(self.service)).unwrap();
+        self.pod.inside(|| ask_tcp(at(client(), 8080))).unwrap();
+    }
+}
+
 #[test]
 fn connections_survive_an_agent_that_is_killed_and_started_again() {
-    let mut world = World::new();
-    let far = world.nodes[1].pod("far");
-    let pod = world.nodes[0].pod("a");
-    let (_far, _world) = (far.serve(8080, "far"), Server::start(&world.client, 8080, "world"));
-    let service = at(world.nodes[0].address(), 30080);
-    world.nodes[0].offer(&[Offer::node_port(30080, TCP, &[at(far.v4(), 8080)])]);
-    let (mut inward, _) = world.outside(|| connect(service)).unwrap();
-    let (mut outward, _) = pod.inside(|| connect(at(client(), 8080))).unwrap();
+    let mut flows = Flows::open();
 
-    world.nodes[0].kill();
-    echo(&mut inward).unwrap();
-    echo(&mut outward).unwrap();
-    world.outside(|| ask_tcp(service)).unwrap();
-    pod.inside(|| ask_tcp(at(client(), 8080))).unwrap();
+    flows.world.nodes[0].kill();
+    flows.go_on();
 
-    world.nodes[0].start();
-    echo(&mut inward).unwrap();
-    echo(&mut outward).unwrap();
-    world.outside(|| ask_tcp(service)).unwrap();
+    flows.world.nodes[0].start();
+    flows.go_on();
 }
 
 #[test]
 fn connections_survive_an_upgrade_with_another_layout() {
-    let mut world = World::new();
-    let far = world.nodes[1].pod("far");
-    let pod = world.nodes[0].pod("a");
-    let (_far, _world) = (far.serve(8080, "far"), Server::start(&world.client, 8080, "world"));
-    let service = at(world.nodes[0].address(), 30080);
-    world.nodes[0].offer(&[Offer::node_port(30080, TCP, &[at(far.v4(), 8080)])]);
-    let (mut inward, _) = world.outside(|| connect(service)).unwrap();
-    let (mut outward, _) = pod.inside(|| connect(at(client(), 8080))).unwrap();
+    let mut flows = Flows::open();
 
-    let node = &mut world.nodes[0];
+    let node = &mut flows.world.nodes[0];
     node.kill();
     node.layout += 1;
     node.start();
     edge_support::within(&node.namespace, || {
-        node.edge().adopt(std::slice::from_ref(&pod.edge)).unwrap();
+        node.edge().adopt(std::slice::from_ref(&flows.pod.edge)).unwrap();
     });
     assert_eq!(
         node.streams(),
         4 + 2,
         "one is masqueraded on its way through, one only on its way out"
     );
-    echo(&mut inward).unwrap();
-    echo(&mut outward).unwrap();
-    world.outside(|| ask_tcp(service)).unwrap();
-    pod.inside(|| ask_tcp(at(client(), 8080))).unwrap();
+    flows.go_on();
 }
