@@ -133,6 +133,19 @@ impl Sets {
     }
 }
 
+/// Whoever is in the ambient set must be permitted and inheritable (capabilities(7)); what is not stays out.
+pub(crate) fn warn_of_ambient(capabilities: &LinuxCapabilities) {
+    let Some(ambient) = capabilities.ambient() else { return };
+    let sets = Sets::new(capabilities);
+    let missing = |&&capability: &&Capability| bit(capability) & sets.permitted & sets.inheritable == 0;
+    for capability in ambient.iter().filter(missing) {
+        crate::error::warn(&format!(
+            "can't raise ambient capability {}: it is not both permitted and inheritable",
+            name(*capability)
+        ));
+    }
+}
+
 fn bit(capability: Capability) -> u64 {
     ALL.iter()
         .position(|&other| other == capability)

@@ -22,6 +22,8 @@ pub(crate) struct Hook {
     path: CString,
     argv: CArray,
     envp: CArray,
+    /// It names no environment of its own.
+    inherits: bool,
     timeout: Option<i64>,
 }
 
@@ -114,7 +116,8 @@ impl Hook {
         Ok(Hook {
             path,
             argv: CArray::new(argv, 0),
-            envp: CArray::new(envp, 0),
+            envp: CArray::new(envp, 1),
+            inherits: hook.env().is_none(),
             timeout: hook.timeout(),
         })
     }
@@ -212,6 +215,13 @@ pub(crate) fn run_all(stage: &str, hooks: &[Hook], state: &HookState, pid: i32) 
 }
 
 impl Hook {
+    /// One entry more, for a hook that gets the environment of someone else; it must live until the hook has run.
+    pub fn inherit(&mut self, entry: *const libc::c_char) {
+        if self.inherits {
+            self.envp.push(entry);
+        }
+    }
+
     fn run(&self, state: &HookState, pid: i32, confine: Confine) -> Step {
         let input = rustix::fs::memfd_create(c"state", MemfdFlags::CLOEXEC).explain(format_args!("memfd_create"))?;
         let output = rustix::fs::memfd_create(c"output", MemfdFlags::CLOEXEC).explain(format_args!("memfd_create"))?;

@@ -112,6 +112,13 @@ pub(crate) fn prctl(option: i32, argument: u64, argument2: u64) -> Sys<i32> {
     check(unsafe { libc::syscall(libc::SYS_prctl, option, argument, argument2, 0u64, 0u64) }).map(|value| value as i32)
 }
 
+/// close_range(2): close every descriptor from `first` to `last`. Only in a process that goes on without them: no
+/// destructor of an owner of one of them may run any more.
+pub(crate) fn close_between(first: u32, last: u32) -> Sys<()> {
+    // SAFETY: plain integers; by the above, nobody closes one of the numbers again.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
 /// close_range(2): mark every descriptor from `first` on close-on-exec.
 pub(crate) fn cloexec_from(first: u32) -> Sys<()> {
     // SAFETY: plain integers.

@@ -268,8 +268,8 @@ fn hooks_write_where_annotations_say() {
 #[test]
 fn a_hook_inside_has_what_the_process_has() {
     let mut bundle =
-        Bundle::new("cat /tmp/hook; id -u; echo $GIVEN; grep -E 'CapEff|Seccomp:|NoNewPrivs' /proc/self/status");
-    let script = "(id -u; echo $GIVEN; grep -E 'CapEff|Seccomp:|NoNewPrivs' /proc/self/status) > /tmp/hook";
+        Bundle::new("cat /tmp/hook; id -u; echo $GIVEN $HOME; grep -E 'CapEff|Seccomp:|NoNewPrivs' /proc/self/status");
+    let script = "(id -u; echo $GIVEN $HOME; grep -E 'CapEff|Seccomp:|NoNewPrivs' /proc/self/status) > /tmp/hook";
     bundle.config["hooks"] = json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
     bundle.config["process"]["user"] = json!({"uid": 7, "gid": 7});
     bundle.config["process"]["env"] = json!(["PATH=/bin", "GIVEN=by the process"]);
@@ -281,7 +281,7 @@ fn a_hook_inside_has_what_the_process_has() {
     let lines: Vec<&str> = done.ok().lines().collect();
     assert_eq!(lines.len(), 10, "{lines:?}");
     assert_eq!(lines[..5], lines[5..]);
-    assert_eq!((lines[0], lines[1]), ("7", "by the process"));
+    assert_eq!((lines[0], lines[1]), ("7", "by the process /"));
 }
 
 /// As a shell passes it: `exec -p <(...)`.
@@ -304,4 +304,58 @@ fn a_process_may_come_through_a_pipe() {
         (said.as_str(), child.wait().unwrap().code()),
         ("from a pipe\n", Some(0))
     );
+}
+
+/// It may wait for long, and who shares its pid namespace may look into it: nothing of the host is to be found there.
+#[test]
+fn a_created_container_holds_nothing_of_the_host() {
+    let bundle = Bundle::new("echo $(ls /proc/self/fd)");
+    let leak = fs::File::open("/etc/passwd").unwrap();
+    rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
+    bundle.create().ok();
+    let held = fs::read_dir(format!("/proc/{}/fd", bundle.state()["pid"])).unwrap();
+    let number = |path: &std::path::Path| path.file_name()?.to_str()?.parse::<u32>().ok();
+    for path in held.map(|entry| entry.unwrap().path()) {
+        let target = fs::read_link(&path).unwrap();
+        let target = target.to_str().unwrap();
+        let ours = target == "/" || target == "/proc" || target.starts_with("socket:");
+        assert!(
+            ours || number(&path).is_some_and(|number| number <= 2),
+            "{path:?} is {target}"
+        );
+    }
+    bundle.start().ok();
+}
+
+/// Programs that read a container's output from a pipe get lines as the program wrote them.
+#[test]
+fn a_terminal_that_is_only_carried_on_changes_no_line() {
+    let mut bundle = Bundle::new("echo one; stat -c %g $(tty); echo two");
+    bundle.config["process"]["terminal"] = json!(true);
+    bundle.config["process"]["user"] = json!({"uid": 7, "gid": 7});
+    // The group is that of devpts (gid=5, tty), whoever the user is: grantpt(3).
+    assert_eq!(bundle.run().out, "one\n5\ntwo\n");
+}
+
+#[test]
+fn a_read_only_dev_has_its_devices_first() {
+    let mut bundle = Bundle::new("echo > /dev/null && ls /dev/pts/ptmx && touch /dev/new 2>&1");
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    let dev = mounts.iter_mut().find(|mount| mount["destination"] == "/dev").unwrap();
+    dev["options"] = json!(["nosuid", "ro"]);
+    let done = bundle.run();
+    assert!(
+        done.out.contains("/dev/pts/ptmx") && done.out.contains("Read-only file system"),
+        "{done:?}"
+    );
+}
+
+/// A procfs of one's own is one without masks; the kernel allows it only where it sees a whole one already.
+#[test]
+fn without_pivot_root_no_whole_procfs_is_in_reach() {
+    let mut bundle = Bundle::new("unshare -Urmpf mount -t proc none /proc 2>&1; echo $?");
+    bundle.config["linux"]["seccomp"] = json!(null);
+    let done = bundle.call(&["run", "--no-pivot", &bundle.id]);
+    assert!(!done.out.trim().ends_with("\n0") && done.out.trim() != "0", "{done:?}");
+    assert!(done.out.to_lowercase().contains("permi"), "{done:?}");
 }

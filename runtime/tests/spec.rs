@@ -255,6 +255,27 @@ fn a_joined_user_namespace_takes_new_ones_of_every_other_kind() {
     second.create().ok();
     second.start().ok();
     second.call(&["delete", "--force", &second.id]).ok();
+    // A network namespace of the host's is entered with the host's rights, before these are given up.
+    let mut third = Bundle::new("readlink /proc/self/ns/net; cat /proc/self/uid_map");
+    let host = fs::read_link("/proc/self/ns/net").unwrap();
+    add_namespace(
+        &mut third,
+        json!({"type": "user", "path": format!("/proc/{pid}/ns/user")}),
+    );
+    let namespaces = third.config["linux"]["namespaces"].as_array_mut().unwrap();
+    let network = namespaces
+        .iter_mut()
+        .find(|namespace| namespace["type"] == "network")
+        .unwrap();
+    network["path"] = json!("/proc/self/ns/net");
+    let mounts = third.config["mounts"].as_array_mut().unwrap();
+    let sys = mounts.iter_mut().find(|mount| mount["destination"] == "/sys").unwrap();
+    *sys = json!({"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind"]});
+    let done = third.run();
+    assert!(
+        done.ok().starts_with(host.to_str().unwrap()) && done.out.contains("100000"),
+        "{done:?}"
+    );
 }
 
 #[test]

@@ -147,7 +147,8 @@ fn known(name: &str) -> Option<Capability> {
     capability
 }
 
-/// Bounding, effective and permitted get the additions; inheritable and ambient never (CVE-2022-29162).
+/// Bounding, effective and permitted get the additions, inheritable never (CVE-2022-29162), and ambient what is inheritable
+/// already.
 fn with(capabilities: Option<LinuxCapabilities>, added: &[Capability]) -> LinuxCapabilities {
     let mut capabilities = capabilities.unwrap_or_else(caps::none);
     let grow = |set: &Option<std::collections::HashSet<Capability>>| {
@@ -155,6 +156,10 @@ fn with(capabilities: Option<LinuxCapabilities>, added: &[Capability]) -> LinuxC
         set.extend(added);
         Some(set)
     };
+    let inheritable = capabilities.inheritable().clone().unwrap_or_default();
+    let raised = added.iter().filter(|capability| inheritable.contains(capability));
+    let ambient = capabilities.ambient().iter().flatten().chain(raised).copied().collect();
+    let ambient = (!inheritable.is_empty()).then_some(ambient);
     let (bounding, effective, permitted) = (
         grow(capabilities.bounding()),
         grow(capabilities.effective()),
@@ -163,7 +168,8 @@ fn with(capabilities: Option<LinuxCapabilities>, added: &[Capability]) -> LinuxC
     capabilities
         .set_bounding(bounding)
         .set_effective(effective)
-        .set_permitted(permitted);
+        .set_permitted(permitted)
+        .set_ambient(ambient);
     capabilities
 }
 
@@ -219,5 +225,10 @@ mod tests {
         let sets = with(Some(caps::none()), &[Capability::NetAdmin]);
         assert!(sets.effective().as_ref().unwrap().contains(&Capability::NetAdmin));
         assert!(sets.inheritable().is_none() && sets.ambient().is_none());
+        let mut config = caps::none();
+        config.set_inheritable(Some([Capability::Chown, Capability::Syslog].into()));
+        config.set_ambient(Some([Capability::Chown].into()));
+        let sets = with(Some(config), &[Capability::NetAdmin, Capability::Syslog]);
+        assert_eq!(sets.ambient(), &Some([Capability::Chown, Capability::Syslog].into()));
     }
 }

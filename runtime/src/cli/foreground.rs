@@ -9,7 +9,7 @@ use hull_runtime::error::{Error, Result};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
-use rustix::termios::{OptionalActions, Termios};
+use rustix::termios::{OptionalActions, OutputModes, Termios};
 
 use super::notify::Proxy;
 
@@ -146,6 +146,8 @@ impl Terminal {
         if let Some(before) = &before {
             let mut raw = before.clone();
             raw.make_raw();
+            // The process's terminal leaves the ends of lines to this one.
+            raw.output_modes.insert(OutputModes::OPOST);
             let _ = rustix::termios::tcsetattr(stdin, OptionalActions::Now, &raw);
         }
         Terminal {

@@ -77,9 +77,14 @@ pub(super) fn birth(
         created,
         preserve_fds: options.preserve_fds,
         no_pivot: options.no_pivot,
+        views: match options.no_pivot {
+            true => prepare::views()?,
+            false => Vec::new(),
+        },
         network: makes_network(&plan),
         met: Cell::new(false),
         in_user_namespace: Cell::new(false),
+        joined: Cell::new(0),
         clocks: Cell::new(None),
         plan,
     };

@@ -36,7 +36,7 @@ fn clone_in_user_namespace(init: &Init, user: BorrowedFd, flags: u64, group: Opt
     let (between, in_group) = match clone_into(0, group)? {
         Cloned::Parent { pidfd, in_group, .. } => (pidfd, in_group),
         Cloned::Child => {
-            let answer = match init::be_born(init, user, flags) {
+            let answer = match init::namespaces::be_born(init, user, flags) {
                 Ok(None) => return Ok(Cloned::Child),
                 Ok(Some(pid)) => pid,
                 Err(errno) => -errno.raw_os_error(),

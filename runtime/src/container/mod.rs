@@ -186,10 +186,10 @@ pub struct State {
     pub oci_version: String,
     /// Container id.
     pub id: String,
-    /// Where it is in its life.
-    pub status: Status,
     /// Pid of its init; 0 when stopped.
     pub pid: i32,
+    /// Where it is in its life.
+    pub status: Status,
     /// Absolute path of the bundle.
     pub bundle: PathBuf,
     /// Absolute path of the root file system on the host.

@@ -1,7 +1,7 @@
 //! What the parent opens for the child: namespaces, detached copies of the root file system and of bind sources,
 //! the host's /proc. Done with the host's credentials and paths, so the child needs no path of the host.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -280,5 +280,40 @@ pub(super) fn proc() -> Result<OwnedFd> {
         _ => Err(Error::system(
             "/proc is not the root of a procfs but a directory of one",
         )),
+    }
+}
+
+/// Where this mount namespace has a procfs or sysfs, the last that was mounted first. proc_pid_mountinfo(5).
+pub(super) fn views() -> Result<Vec<CString>> {
+    let path = "/proc/self/mountinfo";
+    let mounts = std::fs::read_to_string(path).map_err(|e| Error::os(format!("read {path}"), e))?;
+    Ok(views_in(&mounts))
+}
+
+fn views_in(mountinfo: &str) -> Vec<CString> {
+    let point = |line: &str| {
+        let (fields, kind) = line.split_once(" - ")?;
+        let point = fields.split(' ').nth(4)?.replace("\\040", " ");
+        let view = kind.starts_with("proc ") || kind.starts_with("sysfs ");
+        view.then(|| CString::new(point).ok()).flatten()
+    };
+    mountinfo.lines().rev().filter_map(point).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_of_the_kernel_are_found_wherever_they_are() {
+        let mounts = "22 1 0:20 / /sys rw - sysfs sysfs rw\n\
+                      23 1 0:5 / /dev rw - devtmpfs udev rw\n\
+                      24 1 0:21 / /proc rw shared:5 - proc proc rw\n\
+                      25 1 0:21 / /srv/a\\040chroot/proc rw - proc proc rw\n\
+                      26 24 0:35 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw\n";
+        assert_eq!(
+            views_in(mounts),
+            [c"/srv/a chroot/proc", c"/proc", c"/sys"].map(CString::from)
+        );
     }
 }

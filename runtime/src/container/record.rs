@@ -304,8 +304,8 @@ impl Directory {
         State {
             oci_version: record.oci_version.clone(),
             id: record.id.clone(),
-            status,
             pid: if status == Status::Stopped { 0 } else { record.pid },
+            status,
             bundle: record.bundle.clone(),
             rootfs: record.rootfs.clone(),
             created: record.created.clone(),

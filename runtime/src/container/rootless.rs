@@ -56,7 +56,7 @@ pub(super) fn follow(target: BorrowedFd, namespaces: i32, process: &ProcessPlan)
 }
 
 fn become_root(process: &ProcessPlan) -> Result<()> {
-    crate::init::become_root(process).map_err(crate::fault::Fault::into_error)
+    crate::init::namespaces::become_root(process).map_err(crate::fault::Fault::into_error)
 }
 
 /// A new user namespace for this process, mapped by itself where it may, else by the helpers of the system.

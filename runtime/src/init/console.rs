@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::pty::OpenptFlags;
+use rustix::termios::{OptionalActions, OutputModes};
 
 use super::path::{open, ordinary_file};
 use super::rootfs::{attach, clone_tree};
@@ -28,6 +29,15 @@ pub(super) fn make(init: &Init) -> Step {
             take(init, &slave)?;
             hand_out(init.sync.as_fd(), socket.as_ref(), &master)
         }
+    }
+}
+
+/// The other end is a runtime that only carries bytes on, perhaps into a pipe: lines end there as the program ends them.
+/// A terminal behind it does its own translation.
+fn keep_line_ends(master: &OwnedFd) {
+    if let Ok(mut settings) = rustix::termios::tcgetattr(master) {
+        settings.output_modes.remove(OutputModes::ONLCR);
+        let _ = rustix::termios::tcsetattr(master, OptionalActions::Now, &settings);
     }
 }
 
@@ -70,7 +80,10 @@ fn take(init: &Init, slave: &OwnedFd) -> Step {
 pub(crate) fn hand_out(parent: BorrowedFd, socket: Option<&OwnedFd>, master: &OwnedFd) -> Step {
     match socket {
         Some(socket) => send_descriptor(socket.as_fd(), b"/dev/ptmx", master.as_fd()),
-        None => send_descriptor(parent, &[CONSOLE], master.as_fd()),
+        None => {
+            keep_line_ends(master);
+            send_descriptor(parent, &[CONSOLE], master.as_fd())
+        }
     }
     .explain(format_args!(
         "send the master of the terminal (descriptor {})",

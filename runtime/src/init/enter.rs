@@ -49,7 +49,7 @@ fn prepare(entry: &Entry) -> Step<usize> {
             .explain(format_args!("enter the container's namespaces"))?;
     }
     if entry.namespaces & libc::CLONE_NEWUSER != 0 {
-        super::become_root(&entry.process)?;
+        super::namespaces::become_root(&entry.process)?;
     }
     if let Some(root) = &entry.root {
         rustix::process::fchdir(root).explain(format_args!("enter the container's root"))?;

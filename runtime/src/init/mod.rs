@@ -6,6 +6,7 @@ mod console;
 mod dev;
 pub(crate) mod enter;
 mod masks;
+pub(crate) mod namespaces;
 pub(crate) mod path;
 pub(crate) mod process;
 pub(crate) mod rootfs;
@@ -13,7 +14,7 @@ pub(crate) mod rootfs;
 use std::cell::Cell;
 use std::ffi::CString;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -23,9 +24,7 @@ use crate::container::Stdio;
 use crate::fault::{Explain, Fault, Shown, Step};
 use crate::hooks::{self, HookState};
 use crate::plan::Plan;
-use crate::plan::namespaces::kind_name;
-use crate::plan::process::ProcessPlan;
-use crate::syscall::{self, Fork};
+use crate::syscall;
 
 /// Namespaces that a process can only be born into: made by clone3. The others are made by the child, while the parent
 /// does its own part.
@@ -79,12 +78,16 @@ pub(crate) struct Init {
     pub created: HookState,
     pub preserve_fds: u32,
     pub no_pivot: bool,
+    /// Without pivot_root: where the host has its procfs and sysfs.
+    pub views: Vec<CString>,
     /// The parent makes the network namespace, while the child makes mounts, and passes it with `GO`.
     pub network: bool,
     /// `GO` was heard.
     pub met: Cell<bool>,
     /// The joined user namespace was entered before birth.
     pub in_user_namespace: Cell<bool>,
+    /// Namespaces that were joined while the host's rights were still there: kinds.
+    pub joined: Cell<i32>,
     /// Where the offsets of a time namespace are written, opened while this process may.
     pub clocks: Cell<Option<OwnedFd>>,
 }
@@ -102,7 +105,10 @@ pub(crate) fn run(mut init: Init) -> ! {
     if rustix::net::send(&init.sync, &[CREATED], SendFlags::NOSIGNAL).is_err() {
         syscall::exit(1);
     }
-    let starter = init.start.as_ref().map(|listener| await_start(listener.as_fd()));
+    let starter = init.start.as_ref().map(|listener| {
+        close_all_but([listener.as_fd(), init.proc.as_fd()], init.preserve_fds);
+        await_start(listener.as_fd())
+    });
     if starter.is_none() {
         await_message(init.sync.as_fd(), START);
     }
@@ -128,9 +134,9 @@ fn create(init: &Init) -> Step<usize> {
         await_message(init.sync.as_fd(), GO);
         init.met.set(true);
     }
-    enter_namespaces(init)?;
+    namespaces::enter_namespaces(init)?;
     if unmapped {
-        enter_late_namespaces(init)?;
+        namespaces::enter_late_namespaces(init)?;
     } else if init.plan.meets() {
         meet_parent(init)?;
     }
@@ -156,6 +162,13 @@ fn create(init: &Init) -> Step<usize> {
 fn execute(init: &mut Init, program: usize, starter: Option<&OwnedFd>) -> Fault {
     let pid = rustix::process::getpid().as_raw_nonzero().get();
     let report = starter.unwrap_or(&init.sync).as_fd();
+    let mut home = [0; process::HOME_ROOM];
+    if init.plan.process.needs_home && !init.plan.hooks.start_container.is_empty() {
+        let home = process::home_of(init.plan.process.uid, &mut home);
+        for hook in &mut init.plan.hooks.start_container {
+            hook.inherit(home);
+        }
+    }
     let confine = || process::confine(&init.plan.process, init.proc.as_fd(), report, 0);
     let hooks = &init.plan.hooks.start_container;
     if let Err(fault) = hooks::run_confined("startContainer", hooks, &init.created, pid, &confine) {
@@ -180,7 +193,7 @@ pub(crate) fn meet_parent(init: &Init) -> Step {
         let network = network.ok_or_else(|| Fault::plain(format_args!("the parent passed no network namespace")))?;
         syscall::setns(network.as_fd(), libc::CLONE_NEWNET).explain(format_args!("enter the new network namespace"))?;
     }
-    enter_late_namespaces(init)
+    namespaces::enter_late_namespaces(init)
 }
 
 /// `GO`, and the descriptor that came with it. If the parent is gone, nobody will ever start this container.
@@ -207,6 +220,21 @@ fn await_message(sync: BorrowedFd, expected: u8) {
     }
 }
 
+/// Close what a created container does not need, however long it waits: the runtime's own descriptors, and what its
+/// caller left open. Who may look into the init (/proc/PID/fd) finds no way to the host there.
+fn close_all_but(needed: [BorrowedFd; 2], preserve_fds: u32) {
+    let mut needed = needed.map(|fd| fd.as_raw_fd() as u32);
+    needed.sort_unstable();
+    let mut first = 3 + preserve_fds;
+    for fd in needed.into_iter().filter(|&fd| fd >= 3 + preserve_fds) {
+        if fd > first {
+            let _ = syscall::close_between(first, fd - 1);
+        }
+        first = fd + 1;
+    }
+    let _ = syscall::close_between(first, u32::MAX);
+}
+
 /// Block until `start` connects and says so.
 fn await_start(listener: BorrowedFd) -> OwnedFd {
     loop {
@@ -220,112 +248,6 @@ fn await_start(listener: BorrowedFd) -> OwnedFd {
             return connection;
         }
     }
-}
-
-fn enter_namespaces(init: &Init) -> Step {
-    let namespaces = &init.plan.namespaces;
-    // Its owner is the host's root, whom nobody can be any more in a user namespace.
-    if namespaces.time_offsets.is_some() && namespaces.has(libc::CLONE_NEWUSER) {
-        let path = c"self/timens_offsets";
-        let clocks = rustix::fs::openat(&init.proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-            .explain(format_args!("open /proc/self/timens_offsets"))?;
-        init.clocks.set(Some(clocks));
-    }
-    for (join, fd) in namespaces.join.iter().zip(&init.join) {
-        // The parent was in it when it called clone3.
-        if join.kind == libc::CLONE_NEWPID || join.kind == libc::CLONE_NEWUSER && init.in_user_namespace.get() {
-            continue;
-        }
-        syscall::setns(fd.as_fd(), join.kind).explain(format_args!(
-            "join the {} namespace {}",
-            kind_name(join.kind),
-            Shown(&join.path)
-        ))?;
-        if join.kind == libc::CLONE_NEWUSER {
-            become_root(&init.plan.process)?;
-        }
-    }
-    if namespaces.makes(libc::CLONE_NEWUSER) {
-        become_root(&init.plan.process)?;
-    }
-    let mut own = namespaces.new & !BORN_INTO & !libc::CLONE_NEWCGROUP & !libc::CLONE_NEWTIME;
-    if init.network {
-        own &= !libc::CLONE_NEWNET;
-    }
-    if own != 0 {
-        syscall::unshare(own).explain(format_args!("unshare namespaces {own:#x}"))?;
-    }
-    Ok(())
-}
-
-/// A cgroup namespace is rooted at the group the process is in: only now is it certain to be the container's.
-fn enter_late_namespaces(init: &Init) -> Step {
-    let namespaces = &init.plan.namespaces;
-    if namespaces.makes(libc::CLONE_NEWCGROUP) {
-        syscall::unshare(libc::CLONE_NEWCGROUP).explain(format_args!("unshare the cgroup namespace"))?;
-    }
-    if namespaces.makes(libc::CLONE_NEWTIME) {
-        syscall::unshare(libc::CLONE_NEWTIME).explain(format_args!("unshare the time namespace"))?;
-        if let Some(offsets) = &namespaces.time_offsets {
-            let (text, proc) = (offsets.to_bytes(), init.proc.as_fd());
-            match init.clocks.take() {
-                Some(clocks) => rustix::io::write(&clocks, text).map(drop),
-                None => write_proc(proc, c"self/timens_offsets", text, ResolveFlags::BENEATH),
-            }
-            .explain(format_args!("set the clocks of the time namespace"))?;
-        }
-        // Unshared for children only: kernels before 6.3 do not let execve enter it either.
-        let children = rustix::fs::openat(
-            &init.proc,
-            c"thread-self/ns/time_for_children",
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .explain(format_args!("open the new time namespace"))?;
-        syscall::setns(children.as_fd(), libc::CLONE_NEWTIME).explain(format_args!("enter the new time namespace"))?;
-    }
-    Ok(())
-}
-
-/// In a process between the parent and the init: enter the user namespace and make the init there, a child of the parent.
-/// Its pid comes back, or nothing in the init itself.
-pub(crate) fn be_born(init: &Init, user: BorrowedFd, flags: u64) -> Result<Option<i32>, Errno> {
-    let _ = syscall::prctl(libc::PR_SET_DUMPABLE, 0, 0);
-    syscall::setns(user, libc::CLONE_NEWUSER)?;
-    become_root(&init.plan.process).map_err(|_| Errno::PERM)?;
-    init.in_user_namespace.set(true);
-    // SAFETY: the child makes only system calls.
-    match unsafe { syscall::clone3(flags | libc::CLONE_PARENT as u64, None) }? {
-        Fork::Child => Ok(None),
-        Fork::Parent { pid, .. } => Ok(Some(pid)),
-    }
-}
-
-/// The ids of the caller are not mapped inside a user namespace: take those of its root, or those of the `process` if it
-/// has none. Either way the namespace's capabilities stay.
-pub(crate) fn become_root(process: &ProcessPlan) -> Step {
-    use rustix::process::{Gid, Uid};
-    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-    let group = |gid| set_thread_res_gid(gid, gid, gid);
-    match group(Gid::ROOT) {
-        Err(Errno::INVAL) => group(Gid::from_raw(process.gid)),
-        other => other,
-    }
-    .explain(format_args!("become group 0 or {} of the user namespace", process.gid))?;
-    match set_thread_groups(&[]) {
-        Ok(()) | Err(Errno::PERM) => (),
-        other => other.explain(format_args!("drop supplementary groups"))?,
-    }
-    let user = |uid| set_thread_res_uid(uid, uid, uid);
-    match user(Uid::ROOT) {
-        Err(Errno::INVAL) => user(Uid::from_raw(process.uid)),
-        other => other,
-    }
-    .explain(format_args!("become user 0 or {} of the user namespace", process.uid))?;
-    // Changing ids made the process dumpable as the system is set up; make sure.
-    syscall::prctl(libc::PR_SET_DUMPABLE, 0, 0)
-        .explain(format_args!("PR_SET_DUMPABLE"))
-        .map(drop)
 }
 
 fn set_names(plan: &Plan) -> Step {

@@ -113,11 +113,11 @@ pub(crate) fn execute(
     report: BorrowedFd,
     preserve_fds: u32,
 ) -> Fault {
-    let mut home = [0; 512];
+    let mut home = [0; HOME_ROOM];
     if plan.needs_home {
         plan.envp.push(home_of(plan.uid, &mut home));
     }
-    own_streams(plan.uid, plan.gid);
+    own_streams(plan.uid);
     if let Err(fault) = confine(plan, proc, report, preserve_fds) {
         return fault;
     }
@@ -256,7 +256,8 @@ fn set_capabilities(sets: &Sets) -> Step {
 }
 
 /// Give the streams to the process's user, so that it can reopen /dev/stdout; where that is refused it cannot, no more.
-fn own_streams(uid: u32, gid: u32) {
+/// Their group stays: that of a terminal is the one devpts gave it (`gid=5`, tty).
+fn own_streams(uid: u32) {
     for number in 0..3 {
         // SAFETY: 0 to 2 are open for the whole life of this process.
         let stream = unsafe { BorrowedFd::borrow_raw(number) };
@@ -264,7 +265,7 @@ fn own_streams(uid: u32, gid: u32) {
         let null =
             FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == libc::makedev(1, 3);
         if stat.st_uid != uid && !null {
-            let _ = rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            let _ = rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None);
         }
     }
 }
@@ -286,8 +287,11 @@ fn refuse_directories(count: u32) -> Step {
     Ok(())
 }
 
+/// Bytes for [`home_of`].
+pub(super) const HOME_ROOM: usize = 512;
+
 /// "HOME=…" from the container's /etc/passwd, or "HOME=/", written into `buffer`.
-fn home_of(uid: u32, buffer: &mut [u8; 512]) -> *const libc::c_char {
+pub(super) fn home_of(uid: u32, buffer: &mut [u8; HOME_ROOM]) -> *const libc::c_char {
     const NAME: &[u8] = b"HOME=";
     buffer[..NAME.len()].copy_from_slice(NAME);
     let room = buffer.len() - NAME.len() - 1;

@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
 };
 
 use super::masks::{Covers, protect};
@@ -113,6 +114,12 @@ fn restrict(init: &Init, mut ahead: Ahead) -> Step {
     protect(init, &plan.mounts, &mut ahead.covers, |path| {
         !(proc_done && in_proc(path))
     })?;
+    for mount in plan.mounts.iter().filter(|mount| mount.read_only_last) {
+        let target = open(init.rootfs.as_fd(), &mount.target, OFlags::PATH)
+            .explain(format_args!("open {} in the root file system", InRoot(&mount.target)))?;
+        syscall::mount_setattr(target.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0)
+            .explain(format_args!("make {} read-only", InRoot(&mount.target)))?;
+    }
     if plan.readonly_rootfs {
         syscall::mount_setattr(init.rootfs.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0)
             .explain(format_args!("make the root file system read-only"))?;
@@ -122,6 +129,9 @@ fn restrict(init: &Init, mut ahead: Ahead) -> Step {
 
 fn enter(init: &Init) -> Step {
     let root = init.rootfs.as_fd();
+    if init.no_pivot && init.plan.namespaces.makes(libc::CLONE_NEWNS) {
+        hide_views(&init.views)?;
+    }
     rustix::process::fchdir(root).explain(format_args!("chdir to the root file system"))?;
     if init.no_pivot {
         rustix::process::chroot(c".").explain(format_args!("chroot"))?;
@@ -137,6 +147,22 @@ fn enter(init: &Init) -> Step {
             .explain(format_args!("set linux.rootfsPropagation")),
         None => Ok(()),
     }
+}
+
+/// The host's own procfs and sysfs stay in the mount namespace of a container that was not pivoted, out of its sight. But
+/// while the kernel sees them there whole, it lets a user namespace of the container mount new ones, without masks.
+fn hide_views(views: &[std::ffi::CString]) -> Step {
+    for path in views {
+        // In a user namespace mounts that were inherited cannot be removed, only covered.
+        let hidden = rustix::mount::unmount(path.as_c_str(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            .or_else(|_| rustix::mount::mount(c"tmpfs", path.as_c_str(), c"tmpfs", MountFlags::RDONLY, None));
+        match hidden {
+            // It went with one that it was mounted on.
+            Ok(()) | Err(Errno::NOENT) => (),
+            Err(errno) => return Err(Fault::new(errno, format_args!("hide the host's {}", Shown(path)))),
+        }
+    }
+    Ok(())
 }
 
 /// Without a mount namespace of its own a container is merely a chroot.

@@ -37,6 +37,8 @@ pub(crate) struct MountPlan {
     pub must_be_proc: bool,
     /// Copy what the image has at the target into the new tmpfs.
     pub copy_up: bool,
+    /// A tmpfs that is made read-only when all else is there: devices and mount points are still to be made in it.
+    pub read_only_last: bool,
     /// Owner mapping of the container's user namespace, or its own: (uid_map, gid_map).
     pub idmap: Option<Idmap>,
 }
@@ -85,6 +87,10 @@ impl MountPlan {
             // Nothing is below a new file system: what is for all of it is for itself.
             false => options.attributes.flatten(),
         }
+        let read_only_last = !bind && kind == "tmpfs" && options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0;
+        if read_only_last {
+            options.attributes.set &= !libc::MOUNT_ATTR_RDONLY;
+        }
         if target == Path::new(".") {
             return Err(Error::invalid(format!(
                 "mounts: destination {:?} is the root file system itself; set root.path instead",
@@ -117,6 +123,7 @@ impl MountPlan {
             on_proc,
             must_be_proc,
             copy_up: options.copy_up,
+            read_only_last,
             idmap: idmap(mount, &options)?,
         })
     }
@@ -247,7 +254,8 @@ mod tests {
             "destination": "/a", "type": "tmpfs", "options": ["rro", "nosuid", "rsuid"]
         }))
         .unwrap();
-        assert_eq!(plan.attributes.set, libc::MOUNT_ATTR_RDONLY);
+        assert_eq!(plan.attributes.set, libc::MOUNT_ATTR_NOSUID & plan.attributes.set);
+        assert!(plan.read_only_last, "what is mounted in a tmpfs is made in it first");
         assert_eq!(plan.attributes.recursive_set, 0);
     }
 

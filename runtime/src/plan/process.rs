@@ -96,6 +96,7 @@ impl ProcessPlan {
             )));
         }
         let (environment, path, needs_home) = environment(process.env().as_deref().unwrap_or_default())?;
+        process.capabilities().iter().for_each(caps::warn_of_ambient);
         let user = process.user();
         Ok(ProcessPlan {
             argv: CArray::new(
