@@ -4,8 +4,12 @@ mod edge_support;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::mpsc;
+use std::thread;
 
 use edge_support::{CLIENT, CLIENT6, Offer, Pod, Server, TCP, UDP, World, ask_tcp, ask_udp, connect, echo};
+use hull_agent::proxy::{Backend, Fill, Frontend, Group, Protocol, ServiceName};
+
 fn at(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
@@ -142,5 +146,49 @@ fn connections_survive_an_upgrade_with_another_layout() {
         4 + 2,
         "one is masqueraded on its way through, one only on its way out"
     );
+    flows.go_on();
+}
+
+#[test]
+fn connections_survive_service_maps_that_grow() {
+    let mut flows = Flows::open();
+    // A new agent knows what is in the maps, and goes on from there.
+    flows.world.nodes[0].kill();
+    flows.world.nodes[0].start();
+    let (stop, stopped) = mpsc::channel::<()>();
+    let (client, service) = (flows.world.client.clone(), flows.service);
+    let asking = thread::spawn(move || {
+        edge_support::within(&client, move || {
+            let mut asked = 0;
+            while matches!(stopped.try_recv(), Err(mpsc::TryRecvError::Empty)) {
+                ask_tcp(service).map_err(|error| (asked, error))?;
+                asked += 1;
+            }
+            Ok::<u32, (u32, std::io::Error)>(asked)
+        })
+    });
+
+    let node = &mut flows.world.nodes[0];
+    let proxy = node.proxy.as_mut().unwrap();
+    let before = proxy.usage().maps;
+    for number in 0..5_000_u32 {
+        let [.., high, low] = number.to_be_bytes();
+        let frontend = Frontend::inside(at([10, 97, high, low].into(), 80), Protocol::Udp);
+        let backends = [1, 2].map(|last| Backend::new(at([10, 99, high, last].into(), 8080)));
+        let name = ServiceName::new("many", &number.to_string());
+        let group = [Group::simple(frontend, backends)];
+        assert_eq!(proxy.update([(&name, group.as_slice())]).unwrap().rejected, []);
+    }
+    for map in ["services", "slots", "members"] {
+        let capacity = |fills: &[Fill]| fills.iter().find(|fill| fill.map == map).unwrap().capacity;
+        assert!(
+            capacity(&proxy.usage().maps) >= 4 * capacity(&before),
+            "{map} has grown"
+        );
+    }
+
+    drop(stop);
+    let asked = asking.join().unwrap().unwrap();
+    assert!(asked > 0);
     flows.go_on();
 }

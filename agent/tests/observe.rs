@@ -22,7 +22,7 @@ use hull_ebpf_types::{LAYOUT, Load, Member, ORIGINS, Origin};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::json;
-use support::proxy::{Balanced, apply, balanced, tcp};
+use support::proxy::{Balanced, apply, balanced, in_force, tcp};
 use support::{Host, PATIENCE, Server, ask_tcp, loopback};
 
 const ADDRESS: &str = "10.96.0.1:80";
@@ -262,8 +262,7 @@ fn the_balancer_sees_connections_come_and_go() {
         service: 1,
         endpoint: Backend::new(backend).endpoint,
     };
-    let path = host.bpf_dir().join(format!("load_v{LAYOUT}"));
-    let counted = maps::Map::HashMap(maps::MapData::from_pin(path).unwrap());
+    let counted = maps::Map::HashMap(in_force(&host.bpf_dir(), "load"));
     let counted: maps::HashMap<_, Member, Load> = maps::HashMap::try_from(counted).unwrap();
     let open = || counted.get(&member, 0).unwrap().open;
     let mut clients: Vec<TcpStream> = (0..5).map(|_| TcpStream::connect(service.address).unwrap()).collect();

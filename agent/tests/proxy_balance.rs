@@ -7,8 +7,8 @@ use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData};
 use hull_agent::proxy::{Algorithm, Frontend};
-use hull_ebpf_types::{LAYOUT, Load, Member, Offer};
-use support::proxy::{Balanced, apply, balanced, tcp};
+use hull_ebpf_types::{Load, Member, Offer};
+use support::proxy::{Balanced, apply, balanced, in_force, tcp};
 use support::{Host, Server, ask_tcp, loopback};
 
 fn servers(count: u8) -> Vec<Server> {
@@ -34,8 +34,7 @@ fn answers(frontend: Frontend, connections: u32) -> BTreeMap<String, u32> {
 }
 
 fn open<K: aya::Pod, V: aya::Pod>(dir: &Path, name: &str) -> HashMap<MapData, K, V> {
-    let data = MapData::from_pin(dir.join(format!("{name}_v{LAYOUT}"))).unwrap();
-    HashMap::try_from(Map::HashMap(data)).unwrap()
+    HashMap::try_from(Map::HashMap(in_force(dir, name))).unwrap()
 }
 
 /// What the program that observes sockets would have written.

@@ -5,6 +5,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use hull_ebpf_types::{Frontend, Service, algorithm, flag, scope};
 
 use crate::choice;
+use crate::growing::Growing as _;
 use crate::maps::{ADDRESSES, AFFINITY, MEMBERS, SERVICES};
 use crate::packet::{Packet, TCP, V4_PREFIX};
 use crate::words;
@@ -32,8 +33,8 @@ pub fn find(packet: *mut Packet, outside: u32) -> u32 {
     if exactly(pointer) != 0 {
         return 1;
     }
-    // SAFETY: only whether the element exists is used: node ports are served on this address.
-    if unsafe { ADDRESSES.get(&packet.tuple.destination) }.is_some() {
+    // Node ports are served on this address.
+    if ADDRESSES.has(&packet.tuple.destination) {
         let [first, second, prefix, _] = packet.tuple.destination;
         // SAFETY: part of the program's own packet.
         unsafe { words::clear(&raw mut packet.frontend.address) };
@@ -143,8 +144,7 @@ fn stays(packet: *mut Packet) -> u32 {
     packet.member.service = packet.service.id;
     packet.member.endpoint = packet.affinity.endpoint;
     packet.endpoint = packet.affinity.endpoint;
-    // SAFETY: only whether the element exists is used.
-    u32::from(unsafe { MEMBERS.get(&packet.member) }.is_some())
+    u32::from(MEMBERS.has(&packet.member))
 }
 
 /// The client stays with [`Packet::endpoint`] from now on.

@@ -12,6 +12,8 @@ mod balance;
 mod choice;
 mod destination;
 mod forward;
+#[path = "../src/growing.rs"]
+mod growing;
 mod icmp;
 mod maps;
 mod masquerade;

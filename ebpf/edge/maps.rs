@@ -1,7 +1,7 @@
 //! The maps. The agent pins them and sizes them; the first six are those of the socket programs (`hull.bpf.o`).
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use hull_ebpf_types::edge::{
     Fragment, Local, Node, Ports, RangeAddress, Reason, SourceRange, Track, Tuple, Uplink, Visitor,
@@ -17,22 +17,22 @@ const PLACEHOLDER: usize = 1024;
 const REASONS: usize = Reason::NAMES.len();
 
 #[btf_map(name = "services")]
-pub static SERVICES: HashMap<Frontend, Offer, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+pub static SERVICES: ArrayOfMaps<HashMap<Frontend, Offer, PLACEHOLDER, ON_DEMAND>, 1> = ArrayOfMaps::new();
 
 #[btf_map(name = "slots")]
-pub static SLOTS: HashMap<Slot, Backend, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+pub static SLOTS: ArrayOfMaps<HashMap<Slot, Backend, PLACEHOLDER, ON_DEMAND>, 1> = ArrayOfMaps::new();
 
 #[btf_map(name = "tables")]
-pub static TABLES: HashMap<Slot, Chunk, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+pub static TABLES: ArrayOfMaps<HashMap<Slot, Chunk, PLACEHOLDER, ON_DEMAND>, 1> = ArrayOfMaps::new();
 
 #[btf_map(name = "addresses")]
-pub static ADDRESSES: HashMap<[u32; 4], u32, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+pub static ADDRESSES: ArrayOfMaps<HashMap<[u32; 4], u32, PLACEHOLDER, ON_DEMAND>, 1> = ArrayOfMaps::new();
 
 #[btf_map(name = "load")]
-pub static LOAD: HashMap<Member, Load, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+pub static LOAD: ArrayOfMaps<HashMap<Member, Load, PLACEHOLDER, ON_DEMAND>, 1> = ArrayOfMaps::new();
 
 #[btf_map(name = "members")]
-pub static MEMBERS: HashMap<Member, u32, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+pub static MEMBERS: ArrayOfMaps<HashMap<Member, u32, PLACEHOLDER, ON_DEMAND>, 1> = ArrayOfMaps::new();
 
 #[btf_map(name = "edge_streams")]
 pub static STREAMS: LruHashMap<Tuple, Track, PLACEHOLDER> = LruHashMap::new();

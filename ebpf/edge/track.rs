@@ -7,6 +7,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use hull_ebpf_types::edge::{ENTERS, LEAVES, Track, Tuple, track};
 
+use crate::growing::Growing as _;
 use crate::maps::{DATAGRAMS, MEMBERS, STREAMS};
 use crate::packet::{ACK, FIN, Packet, RST, SYN, TCP, WHOLE};
 use crate::words;
@@ -131,11 +132,9 @@ pub fn is_outdated(packet: &mut Packet) -> bool {
 fn is_member(packet: &mut Packet) -> bool {
     packet.member.service = packet.track.service;
     packet.member.endpoint.port = packet.track.port;
-    // SAFETY: two parts of the program's own packet; only whether the element exists is used.
-    unsafe {
-        words::copy(&raw const packet.track.address, &raw mut packet.member.endpoint.address);
-        MEMBERS.get(&packet.member).is_some()
-    }
+    // SAFETY: two parts of the program's own packet.
+    unsafe { words::copy(&raw const packet.track.address, &raw mut packet.member.endpoint.address) };
+    MEMBERS.has(&packet.member)
 }
 
 /// Makes of the key that of the track for the packets that come back ([`Tuple::opposite`], in place).

@@ -11,6 +11,7 @@ use aya_ebpf::helpers::generated::bpf_map_update_elem;
 use hull_ebpf_types::observe::{BUCKETS, FAILURES, Failure, Histogram, Observed, bucket};
 use hull_ebpf_types::{Load, Member, Origin};
 
+use crate::growing::Growing as _;
 use crate::maps::{BLANK, HEALTH, LOAD, OBSERVED, put};
 use crate::socket::field;
 
@@ -104,7 +105,7 @@ pub fn busier(origin: &Origin) {
         Some(load) => load,
         None => {
             // That another CPU was faster is as good.
-            let _ = LOAD.insert(&key, &Load::default(), u64::from(BPF_NOEXIST));
+            LOAD.insert(&key, &Load::default(), u64::from(BPF_NOEXIST));
             let Some(load) = LOAD.get_ptr_mut(&key) else {
                 if let Some(health) = HEALTH.get_ptr_mut(0) {
                     // SAFETY: an element of this CPU.

@@ -9,6 +9,8 @@
 
 mod count;
 mod diary;
+#[path = "../src/growing.rs"]
+mod growing;
 mod maps;
 #[path = "../src/origin.rs"]
 mod origin;

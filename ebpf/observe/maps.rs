@@ -1,7 +1,7 @@
 //! The maps. `origins`, `overflow` and `load` are shared with `hull.bpf.o`; the agent pins and sizes all of them.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use hull_ebpf_types::observe::{Entry, Health, Observed};
 use hull_ebpf_types::{Load, Member, ORIGINS as PLACES, Origin};
@@ -18,7 +18,7 @@ pub static ORIGINS: Array<Origin, { PLACES as usize }> = Array::new();
 pub static OVERFLOW: SkStorage<Origin> = SkStorage::new();
 
 #[btf_map(name = "load")]
-pub static LOAD: HashMap<Member, Load, PLACEHOLDER, ON_DEMAND> = HashMap::new();
+pub static LOAD: ArrayOfMaps<HashMap<Member, Load, PLACEHOLDER, ON_DEMAND>, 1> = ArrayOfMaps::new();
 
 /// Not per CPU: an atomic addition costs less than the memory of a histogram for each processor.
 #[btf_map(name = "observed")]

@@ -15,6 +15,7 @@ use hull_ebpf_types::{Affinity, Client, Counters, Endpoint, FIRST, Frontend, Mem
 
 use crate::choice;
 use crate::find::{Found, find};
+use crate::growing::Growing as _;
 use crate::maps::{AFFINITY, COUNTERS, MEMBERS, SERVICES};
 
 pub enum Verdict {
@@ -133,16 +134,15 @@ fn kept(ctx: &SockAddrContext, service: &Service, endpoint: &mut Endpoint) -> bo
         service: service.id,
         endpoint: *endpoint,
     };
-    // SAFETY: only whether the element exists is used.
-    unsafe { MEMBERS.get(&member) }.is_some()
+    MEMBERS.has(&member)
 }
 
 #[inline(always)]
 fn affine(ctx: &SockAddrContext, service: &Service, endpoint: &mut Endpoint) -> bool {
-    // SAFETY: copied at once; a torn copy names no member of the service, or one of its backends.
-    let affinity = match unsafe { AFFINITY.get(&client(ctx, service)) } {
+    let affinity = match AFFINITY.get_ptr(&client(ctx, service)) {
         None => return false,
-        Some(affinity) => *affinity,
+        // SAFETY: copied at once; a torn copy names no member of the service, or one of its backends.
+        Some(affinity) => unsafe { *affinity },
     };
     // SAFETY: a helper without preconditions.
     let now = unsafe { bpf_ktime_get_ns() };

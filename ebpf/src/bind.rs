@@ -10,6 +10,7 @@ use hull_ebpf_types::{Frontend, flag, scope};
 
 use crate::address::{Family, protocol};
 use crate::find::{any, is_host, serves_node_ports};
+use crate::growing::Growing as _;
 use crate::maps::SERVICES;
 
 const V4_PREFIX: u32 = 0xffff_u32.to_be();
@@ -50,7 +51,9 @@ pub fn takes_node_port(ctx: &SockContext, family: Family) -> bool {
 #[inline(always)]
 fn is_node_port(frontend: &Frontend) -> bool {
     // SAFETY: a torn read costs one process an error that it gets a moment later anyway.
-    unsafe { SERVICES.get(frontend) }.is_some_and(|offer| offer.service.flags & flag::NODE_PORT != 0)
+    SERVICES
+        .get_ptr(frontend)
+        .is_some_and(|offer| unsafe { (*offer).service.flags } & flag::NODE_PORT != 0)
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use hull_ebpf_types::{Backend, CHUNK, Endpoint, Load, Member, Service, Slot, algorithm};
 
+use crate::growing::Growing as _;
 use crate::maps::{LOAD, SLOTS, TABLES};
 
 /// Of more backends than eight times this the one with the fewest connections is looked for among as many, from a random one
@@ -60,10 +61,10 @@ fn slot(service: &Service, index: u32, backend: &mut Backend) -> bool {
         generation: service.generation,
         index,
     };
-    // SAFETY: copied at once, and checked.
-    match unsafe { SLOTS.get(&slot) } {
+    match SLOTS.get_ptr(&slot) {
         None => return false,
-        Some(found) => *backend = *found,
+        // SAFETY: copied at once, and checked.
+        Some(found) => *backend = unsafe { *found },
     }
     same(&backend.slot, &slot)
 }
@@ -91,9 +92,10 @@ fn place(service: &Service, client: u32) -> u32 {
         generation: service.generation,
         index: place / CHUNK as u32,
     };
-    // SAFETY: read at once; the element's own key tells whether it was reused meanwhile.
-    match unsafe { TABLES.get(&key) } {
+    match TABLES.get_ptr(&key) {
         Some(chunk) => {
+            // SAFETY: read at once; the element's own key tells whether it was reused meanwhile.
+            let chunk = unsafe { &*chunk };
             let index = chunk.slots[place as usize % CHUNK];
             if chunk.key == key { u32::from(index) } else { u32::MAX }
         }
@@ -236,9 +238,9 @@ fn load(service: &Service, backend: &Backend) -> Load {
         latency: 0,
         updated: 0,
     };
-    // SAFETY: copied at once.
-    if let Some(found) = unsafe { LOAD.get(&member) } {
-        load = *found;
+    if let Some(found) = LOAD.get_ptr(&member) {
+        // SAFETY: copied at once.
+        load = unsafe { *found };
     }
     load
 }

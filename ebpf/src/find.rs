@@ -6,6 +6,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use hull_ebpf_types::{Frontend, HOST_ONLY, RANGES, Service, flag};
 
+use crate::growing::Growing as _;
 use crate::maps::{ADDRESSES, SERVICES};
 
 pub enum Found {
@@ -58,10 +59,10 @@ pub fn find(ctx: *mut c_void, asked: &Frontend, service: &mut Service) -> Found 
 
 #[inline(always)]
 fn exactly(frontend: &Frontend, service: &mut Service) -> Found {
-    // SAFETY: copied at once, and its own key tells whether it was reused meanwhile.
-    match unsafe { SERVICES.get(frontend) } {
+    match SERVICES.get_ptr(frontend) {
         None => return Found::Nothing,
-        Some(found) => *service = found.service,
+        // SAFETY: copied at once, and its own key tells whether it was reused meanwhile.
+        Some(found) => *service = unsafe { (*found).service },
     }
     if service.frontend == *frontend {
         Found::Service
@@ -99,10 +100,10 @@ pub fn serves_node_ports(ctx: *mut c_void, address: &[u32; 4]) -> bool {
     } else if *address == ANY6 {
         key = LOOPBACK6;
     }
-    // SAFETY: elements are written whole.
-    match unsafe { ADDRESSES.get(&key) } {
+    match ADDRESSES.get_ptr(&key) {
         None => false,
-        Some(kind) => *kind != HOST_ONLY || is_host(ctx),
+        // SAFETY: elements are written whole.
+        Some(kind) => (unsafe { *kind }) != HOST_ONLY || is_host(ctx),
     }
 }
 

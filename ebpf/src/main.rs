@@ -12,6 +12,7 @@ mod balance;
 mod bind;
 mod choice;
 mod find;
+mod growing;
 mod maps;
 mod origin;
 mod remember;

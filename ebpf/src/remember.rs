@@ -13,7 +13,7 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use hull_ebpf_types::{Endpoint, Frontend, Origin, Peers, Translation, UNCONNECTED_PEERS, algorithm, state};
 
-use crate::maps::{OVERFLOW, PEERS, STRAYS};
+use crate::maps::{OVERFLOW, PEERS, STRAYS, UNTOLD};
 use crate::origin;
 
 /// IPPROTO_UDP
@@ -70,8 +70,13 @@ fn overflow(ctx: &SockAddrContext, frontend: &Frontend, service: u32, state: u32
         };
         // SAFETY: a helper with the context that the kernel passed.
         let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-        // A full map costs the socket only the message that its backend is gone.
-        let _ = STRAYS.insert(&cookie, &origin, 0);
+        // A full map costs the socket only the message that its backend is gone; the operator learns how many it cost.
+        if STRAYS.insert(&cookie, &origin, 0).is_err()
+            && let Some(untold) = UNTOLD.get_ptr_mut(0)
+        {
+            // SAFETY: an element of this CPU.
+            unsafe { *untold += 1 };
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Only as much of the format is read as that takes; Documentation/bpf/btf.rst of Linux describes it.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// The running kernel's types.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -11,8 +12,15 @@ const KIND_STRUCT: u32 = 4;
 /// In a struct whose members may be bit fields, the offset has so many bits.
 const OFFSET_BITS: u32 = 24;
 
+/// Where the running kernel's sockets keep why they failed. Found out once: the thread that loads programs may be kept from
+/// reading the kernel's types.
+pub(crate) fn sk_err() -> Option<u32> {
+    static OFFSET: OnceLock<Option<u32>> = OnceLock::new();
+    *OFFSET.get_or_init(|| offset_in_kernel("sock", "sk_err"))
+}
+
 /// Offset in bytes of a field of a struct of the running kernel; `None` where the kernel does not tell.
-pub(super) fn offset_in_kernel(structure: &str, field: &str) -> Option<u32> {
+fn offset_in_kernel(structure: &str, field: &str) -> Option<u32> {
     let bytes = std::fs::read(Path::new(VMLINUX)).ok()?;
     offset(&bytes, structure, field)
 }

@@ -6,20 +6,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap};
+use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap};
 use hull_ebpf_types as bpf;
 
 use super::names::{Names, ServicePort};
 use super::{Error, ObserveConfig};
+use crate::bpf::Followed;
 
 /// As many slots as a service can have.
 const SLOTS_MAX: u32 = 65_536;
 
-/// The proxy's maps.
+type Services = HashMap<MapData, bpf::Frontend, bpf::Offer>;
+
+/// The proxy's maps, which it exchanges for larger ones: each look goes by those in force.
 pub(super) struct Frontends {
-    services: HashMap<MapData, bpf::Frontend, bpf::Offer>,
-    slots: HashMap<MapData, bpf::Slot, bpf::Backend>,
-    counters: PerCpuHashMap<MapData, u32, bpf::Counters>,
+    services: Followed<Services>,
+    slots: Followed<HashMap<MapData, bpf::Slot, bpf::Backend>>,
+    counters: Followed<PerCpuHashMap<MapData, u32, bpf::Counters>>,
 }
 
 /// What has happened to the clients of a service's port.
@@ -34,35 +37,33 @@ pub struct Clients {
 impl Frontends {
     /// Opens the maps where the proxy pinned them.
     pub(super) fn open(config: &ObserveConfig) -> Result<Frontends, Error> {
-        let pinned = |name: &'static str| {
-            let path = config.shared_pin(name);
-            MapData::from_pin(&path).map_err(|error| Error::access("open", name, &error))
-        };
+        let opened = |name| move |error| Error::access("open", name, &error);
         Ok(Frontends {
-            services: fits("services", HashMap::try_from(Map::HashMap(pinned("services")?)))?,
-            slots: fits("slots", HashMap::try_from(Map::HashMap(pinned("slots")?)))?,
-            counters: fits(
-                "counters",
-                PerCpuHashMap::try_from(Map::PerCpuHashMap(pinned("counters")?)),
-            )?,
+            services: Followed::open(&config.shared_pin("services")).map_err(opened("services"))?,
+            slots: Followed::open(&config.shared_pin("slots")).map_err(opened("slots"))?,
+            counters: Followed::open(&config.shared_pin("counters")).map_err(opened("counters"))?,
         })
     }
 
     /// The service at an address, if the kernel knows one.
     pub(super) fn service(&self, frontend: &bpf::Frontend) -> Option<bpf::Service> {
-        self.services.get(frontend, 0).ok().map(|offer| offer.service)
+        let services = self.services.now().ok()??;
+        services.get(frontend, 0).ok().map(|offer| offer.service)
     }
 
     /// The backends of a service, each with the number of slots that lead to it.
     pub(super) fn backends(&self, service: &bpf::Service) -> Vec<(bpf::Backend, u32)> {
         let mut found: BTreeMap<bpf::Endpoint, (bpf::Backend, u32)> = BTreeMap::new();
+        let Ok(Some(slots)) = self.slots.now() else {
+            return Vec::new();
+        };
         for index in 0..service.count.min(SLOTS_MAX) {
             let slot = bpf::Slot {
                 service: service.id,
                 generation: service.generation,
                 index,
             };
-            if let Ok(backend) = self.slots.get(&slot, 0) {
+            if let Ok(backend) = slots.get(&slot, 0) {
                 found.entry(backend.endpoint).or_insert((backend, 0)).1 += 1;
             }
         }
@@ -72,8 +73,7 @@ impl Frontends {
     /// The backends that these services have now.
     pub(super) fn living(&self, services: &BTreeSet<u32>) -> Result<BTreeSet<bpf::Member>, Error> {
         let mut living = BTreeSet::new();
-        for element in self.services.iter() {
-            let (_, bpf::Offer { service, .. }) = element.map_err(|error| Error::access("read", "services", &error))?;
+        for (_, service) in self.services()? {
             if services.contains(&service.id) {
                 let member = |(backend, _): (bpf::Backend, u32)| bpf::Member {
                     service: service.id,
@@ -87,30 +87,37 @@ impl Frontends {
 
     /// What has happened to the clients of a service.
     pub(super) fn clients(&self, service: u32) -> Clients {
-        let Ok(values) = self.counters.get(&service, 0) else {
-            return Clients::default();
-        };
-        values.iter().fold(Clients::default(), |sum, value| Clients {
+        let maps = self.counters.all().unwrap_or_default();
+        let values = maps.iter().filter_map(|map| map.get(&service, 0).ok());
+        let all = values.flat_map(|values| values.to_vec());
+        all.fold(Clients::default(), |sum, value| Clients {
             translated: sum.translated + value.translated,
             refused: sum.refused + value.refused,
         })
     }
 
+    /// What each frontend leads to.
+    fn services(&self) -> Result<Vec<(bpf::Frontend, bpf::Service)>, Error> {
+        let services: Option<Services> = self.services.now().map_err(broken("services"))?;
+        let elements = services.iter().flat_map(HashMap::iter);
+        let services = elements.map(|element| element.map(|(frontend, offer)| (frontend, offer.service)));
+        services.collect::<Result<_, _>>().map_err(broken("services"))
+    }
+
     /// What has happened to the clients of every port that had any.
     pub(super) fn all_clients(&self, names: &Names) -> Result<BTreeMap<Arc<ServicePort>, Clients>, Error> {
-        let broken = |map| move |error: MapError| Error::access("read", map, &error);
         let mut found = BTreeMap::new();
-        let counted: Vec<u32> = self
-            .counters
-            .keys()
+        let maps = self.counters.all().map_err(broken("counters"))?;
+        let counted: BTreeSet<u32> = maps
+            .iter()
+            .flat_map(PerCpuHashMap::keys)
             .collect::<Result<_, _>>()
             .map_err(broken("counters"))?;
         if counted.is_empty() {
             return Ok(found);
         }
         let mut named: BTreeMap<u32, Arc<ServicePort>> = BTreeMap::new();
-        for element in self.services.iter() {
-            let (frontend, bpf::Offer { service, .. }) = element.map_err(broken("services"))?;
+        for (frontend, service) in self.services()? {
             // A whole address whose ports are refused is nobody's.
             if frontend.port != 0 {
                 named.entry(service.id).or_insert_with(|| names.name(&frontend));
@@ -128,6 +135,6 @@ impl Frontends {
     }
 }
 
-fn fits<T>(map: &'static str, result: Result<T, MapError>) -> Result<T, Error> {
-    result.map_err(|error| Error::access("use", map, &error))
+fn broken(map: &'static str) -> impl Fn(MapError) -> Error {
+    move |error| Error::access("read", map, &error)
 }

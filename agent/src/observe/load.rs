@@ -15,7 +15,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use hull_ebpf_types::observe::LAYOUT;
 
 use super::{Error, ObserveConfig, btf};
-use crate::proxy::sys;
+use crate::bpf::sys;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/observe.bpf.o"));
 
@@ -43,7 +43,7 @@ pub(super) fn load(config: &ObserveConfig, processors: u32) -> Result<Ebpf, Erro
 
 fn load_with(config: &ObserveConfig, processors: u32, log: VerifierLogLevel) -> Result<Ebpf, Error> {
     // Without the offset, failures are told apart by what was sent again.
-    let sk_err = btf::offset_in_kernel("sock", "sk_err").unwrap_or_default();
+    let sk_err = btf::sk_err().unwrap_or_default();
     let lines = lines_of_each(processors);
     let mut loader = EbpfLoader::new();
     loader
@@ -59,7 +59,6 @@ fn load_with(config: &ObserveConfig, processors: u32, log: VerifierLogLevel) -> 
     }
     loader
         .map_max_entries("observed", config.backends)
-        .map_max_entries("load", config.members)
         .map_max_entries("diary", lines * processors);
     let mut ebpf = loader.load(OBJECT).map_err(|error| Error::Load(chain(&error)))?;
     let program = program(&mut ebpf)?;

@@ -7,11 +7,12 @@ use hull_ebpf_types::{Load, Member};
 
 use super::Error;
 use super::load::lines_of_each;
+use crate::bpf::Followed;
 
 /// The maps of the program that observes.
 pub(super) struct Maps {
     observed: HashMap<MapData, Member, Observed>,
-    load: HashMap<MapData, Member, Load>,
+    load: Followed<HashMap<MapData, Member, Load>>,
     diary: Array<MapData, Entry>,
     pages: PerCpuArray<MapData, u64>,
     health: PerCpuArray<MapData, Health>,
@@ -27,7 +28,7 @@ impl Maps {
         };
         Ok(Maps {
             observed: fits("observed", HashMap::try_from(map("observed")?))?,
-            load: fits("load", HashMap::try_from(map("load")?))?,
+            load: fits("load", Followed::new(map("load")?))?,
             diary: fits("diary", Array::try_from(map("diary")?))?,
             pages: fits("pages", PerCpuArray::try_from(map("pages")?))?,
             health: fits("health", PerCpuArray::try_from(map("health")?))?,
@@ -60,22 +61,34 @@ impl Maps {
 
     /// How busy a backend is: as the balancer counts it where that matters to it, else as it was observed.
     pub(super) fn load(&self, member: &Member) -> Load {
-        let counted = self.load.get(member, 0);
-        let observed = || self.observed.get(member, 0).map(|observed| from_observed(&observed));
-        counted.or_else(|_| observed()).unwrap_or_default()
+        let observed = || {
+            self.observed
+                .get(member, 0)
+                .ok()
+                .map(|observed| from_observed(&observed))
+        };
+        self.counted(member).or_else(observed).unwrap_or_default()
+    }
+
+    /// As the balancer counts.
+    fn counted(&self, member: &Member) -> Option<Load> {
+        self.load.now().ok()??.get(member, 0).ok()
     }
 
     /// Connections open to a backend, and its element.
     pub(super) fn is_in_use(&self, member: &Member) -> bool {
         let observed = self.observed.get(member, 0);
         observed.is_ok_and(|observed| observed.opened != observed.closed)
-            || self.load.get(member, 0).is_ok_and(|load| load.open > 0)
+            || self.counted(member).is_some_and(|load| load.open > 0)
     }
 
     /// Forgets a backend.
     pub(super) fn forget(&mut self, member: &Member) -> Result<(), Error> {
         removed("observed", self.observed.remove(member))?;
-        removed("load", self.load.remove(member))
+        match fits("load", self.load.now())? {
+            Some(mut load) => removed("load", load.remove(member)),
+            None => Ok(()),
+        }
     }
 
     /// What the program could not do, all CPUs together.

@@ -5,7 +5,7 @@
 //! Nothing here is needed for services to work.
 
 pub mod bench;
-mod btf;
+pub(crate) mod btf;
 mod error;
 mod frontends;
 mod latencies;
@@ -48,8 +48,6 @@ pub struct ObserveConfig {
     /// Backends of services that can be observed at a time, counted once for each service port that has them. One takes
     /// 3 KB once it is used.
     pub backends: u32,
-    /// Backends whose load can be known: as many as the proxy's maps hold.
-    pub members: u32,
     /// Layout of the maps shared with the proxy.
     pub layout: u32,
 }
@@ -62,7 +60,6 @@ impl ObserveConfig {
             bpf_dir: bpf_dir.to_owned(),
             cgroup: cgroup.to_owned(),
             backends: 16_384,
-            members: proxy::Limits::default().members,
             layout: hull_ebpf_types::LAYOUT,
         }
     }

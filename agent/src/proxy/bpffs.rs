@@ -15,7 +15,7 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 const USUAL: &str = "/sys/fs/bpf";
 
 /// Makes `dir` on a BPF file system, mounting one when there is none.
-pub(super) fn ensure(dir: &Path) -> Result<(), Error> {
+pub(crate) fn ensure(dir: &Path) -> Result<(), Error> {
     if dir.starts_with(USUAL) {
         mount_unless_present(Path::new(USUAL))?;
         return create(dir);

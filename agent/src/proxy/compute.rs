@@ -18,8 +18,11 @@ use super::tables::{Algorithm, Backend, Exposed, Frontend, Group, GroupName, Pro
 use crate::network::Cidr;
 use endpoints::Endpoints;
 
-/// A service with this label is left to another proxy.
-const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Services with one of these labels, whatever its value, are left to another proxy, or to none.
+const NOT_OURS: [&str; 2] = [
+    "service.kubernetes.io/service-proxy-name",
+    "service.kubernetes.io/headless",
+];
 /// What the API server defaults `timeoutSeconds` of ClientIP affinity to: three hours.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// Annotation of a service: the name of an [`Algorithm`]. Another value counts as `random`, and is reported.
@@ -112,7 +115,7 @@ fn annotation<'a>(service: &'a Service, name: &str) -> Option<&'a str> {
 
 fn is_ours(service: &Service) -> bool {
     let labels = service.metadata.labels.as_ref();
-    let elsewhere = labels.is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME));
+    let elsewhere = labels.is_some_and(|labels| NOT_OURS.iter().any(|name| labels.contains_key(*name)));
     let spec = service.spec.as_ref();
     let kind = spec.and_then(|spec| spec.type_.as_deref());
     let headless = spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None");

@@ -158,8 +158,15 @@ fn what_has_no_address_of_ours_is_not_balanced() {
         assert_eq!(with(changes), []);
     }
     let mut elsewhere = service(web(json!({})));
-    elsewhere.metadata.labels = Some([(SERVICE_PROXY_NAME.to_owned(), "other".to_owned())].into());
-    assert_eq!(compute(&elsewhere, [].iter(), &node()), []);
+    assert_ne!(
+        compute(&elsewhere, [].iter(), &node()),
+        [],
+        "else the labels are not what decides"
+    );
+    for (label, value) in NOT_OURS.into_iter().zip(["other", ""]) {
+        elsewhere.metadata.labels = Some([(label.to_owned(), value.to_owned())].into());
+        assert_eq!(compute(&elsewhere, [].iter(), &node()), [], "{label}");
+    }
 }
 
 #[test]

@@ -24,6 +24,15 @@ pub(super) enum Op {
 }
 
 impl Op {
+    /// The frontend that is written or removed.
+    pub(super) fn frontend(&self) -> Option<bpf::Frontend> {
+        match self {
+            Op::PutService(offer) => Some(offer.service.frontend),
+            Op::RemoveService(frontend) => Some(*frontend),
+            _ => None,
+        }
+    }
+
     /// What takes a prepared write back.
     pub(super) fn inverse(&self) -> Option<Op> {
         match self {

@@ -14,8 +14,9 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
 use hull_ebpf_types as bpf;
 
-use super::maps::{NAMES, RETIRED};
-use super::{Error, ProxyConfig, bpffs, sys, tables};
+use super::maps::{NAMES, OUTER, RETIRED};
+use super::{Error, ProxyConfig, bpffs, tables, verify};
+use crate::bpf::{ensure_outer, sys};
 use crate::network::Cidr;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/hull.bpf.o"));
@@ -38,6 +39,10 @@ const PROGRAMS: [(&str, u32); 11] = [
 
 /// Loads the programs and opens or makes their maps.
 pub(super) fn load(config: &ProxyConfig) -> Result<Ebpf, Error> {
+    for (name, shape, places) in OUTER {
+        let pin = map_pin(config, name);
+        ensure_outer(&pin, name, shape, places).map_err(|source| Error::file("pin a map at", pin, source))?;
+    }
     // Before Linux 5.18 these programs cannot choose the error that a refused client sees.
     for can_set_error in [1, 0] {
         if let Ok(ebpf) = load_with(config, can_set_error, VerifierLogLevel::DISABLE) {
@@ -61,29 +66,8 @@ fn load_with(config: &ProxyConfig, can_set_error: u32, log: VerifierLogLevel) ->
     for name in NAMES {
         loader.map_pin_path(name, map_pin(config, name));
     }
-    let limits = config.limits;
-    for (name, entries) in [
-        ("services", limits.services),
-        ("counters", limits.services),
-        ("slots", limits.backends),
-        ("members", limits.members),
-        ("tables", limits.chunks),
-        ("load", limits.members),
-        ("addresses", limits.addresses),
-        ("affinity", limits.clients),
-    ] {
-        loader.map_max_entries(name, entries);
-    }
     let mut ebpf = loader.load(OBJECT).map_err(|error| Error::Load(chain(&error)))?;
-    for (name, _) in PROGRAMS {
-        let program = program(&mut ebpf, name)?;
-        let loaded = match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::CgroupSock(program) => program.load(),
-            _ => return Err(Error::Load(format!("{name} is not a program for sockets"))),
-        };
-        loaded.map_err(|error| Error::Load(format!("{name}: {}", chain(&error))))?;
-    }
+    verify::load_all(&mut ebpf).map_err(|(name, error)| Error::Load(format!("{name}: {}", chain(&error))))?;
     Ok(ebpf)
 }
 

@@ -8,6 +8,7 @@
 
 mod bpffs;
 mod compute;
+mod config;
 mod destroy;
 pub mod edge;
 mod error;
@@ -16,128 +17,35 @@ mod load;
 mod maglev;
 mod maps;
 mod plan;
+mod report;
 mod slices;
 mod status;
-pub(crate) mod sys;
 mod tables;
+mod verify;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use hull_ebpf_types as bpf;
 
+pub(crate) use bpffs::ensure as prepare;
 pub use compute::{BALANCE, DnsRedirect, FORWARDING, NodeView, algorithm, asks_direct_return, compute, dns};
+pub use config::{Limits, ProxyConfig};
 pub use error::{Error, Rejected};
 pub use load::unload;
+use report::Round;
+pub use report::{Counters, Report, Usage};
 pub(crate) use slices::service_of;
 pub use slices::{MAX_WEIGHT, Slice, WEIGHTS};
 pub use status::Status;
 pub use tables::{Algorithm, Backend, Exposed, Frontend, Group, GroupName, Protocol, Scope, ServiceName};
 
+pub use crate::bpf::Fill;
 use crate::network::Cidr;
-use destroy::Gone;
 use installed::{Installed, Op};
 use maps::Maps;
 use plan::Change;
-
-/// What the proxy of one node is made from.
-#[derive(Clone, Debug)]
-pub struct ProxyConfig {
-    /// Where maps and links are pinned; bpffs is mounted there when it is missing.
-    pub bpf_dir: PathBuf,
-    /// The cgroup whose processes are balanced, all below included: the cgroup2 root for pods and host alike.
-    pub cgroup: PathBuf,
-    /// Holds the pods' pinned network namespaces as `<netns_dir>/<pod>/net`: where UDP sockets of vanished backends
-    /// are looked for.
-    pub netns_dir: PathBuf,
-    /// The ranges of cluster addresses, at most one of each family: clients of what nobody serves there are refused.
-    pub service_cidrs: Vec<Cidr>,
-    /// How much the maps can hold.
-    pub limits: Limits,
-    /// Map layout; anything but the default is for trying an upgrade.
-    pub layout: u32,
-}
-
-impl ProxyConfig {
-    /// The usual limits and layout.
-    pub fn new(bpf_dir: &Path, cgroup: &Path, netns_dir: &Path) -> ProxyConfig {
-        ProxyConfig {
-            bpf_dir: bpf_dir.to_owned(),
-            cgroup: cgroup.to_owned(),
-            netns_dir: netns_dir.to_owned(),
-            service_cidrs: Vec::new(),
-            limits: Limits::default(),
-            layout: bpf::LAYOUT,
-        }
-    }
-}
-
-/// Capacities of the maps, fixed when they are made. Elements take memory when they come; room for them costs the
-/// kernel 16 bytes each (9 MB in all by default). Allocated in advance are `clients` (2 MB), and the places of connected
-/// sockets ([`bpf::ORIGINS`], 1.7 MB), whose number does not depend on these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Addresses times ports that lead to services.
-    pub services: u32,
-    /// Backends, counted for each port, once more while a set is exchanged, and as often as their weights ask.
-    pub backends: u32,
-    /// Backends of services with affinity or UDP; backends with connections.
-    pub members: u32,
-    /// Look-up tables, in pieces of [`bpf::CHUNK`] places.
-    pub chunks: u32,
-    /// Addresses of the node.
-    pub addresses: u32,
-    /// Clients with session affinity, times their services; the least recently used are forgotten.
-    pub clients: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            services: 65_536,
-            backends: 262_144,
-            members: 65_536,
-            chunks: 32_768,
-            addresses: 1024,
-            clients: 16_384,
-        }
-    }
-}
-
-/// What a change of the tables did.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Groups that were added, changed or removed.
-    pub changed: usize,
-    /// Frontends that are not in force; everything else is.
-    pub rejected: Vec<Rejected>,
-    /// UDP sockets that were connected to a backend that is gone.
-    pub destroyed: usize,
-    /// [`Proxy::source_ranges`] have changed.
-    pub sources_changed: bool,
-}
-
-/// What has happened to a service's clients since it was added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Connects and unconnected datagrams that were sent to a backend.
-    pub translated: u64,
-    /// Clients refused because there was no backend.
-    pub refused: u64,
-}
-
-/// How much of the maps is in use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Frontends in force.
-    pub frontends: usize,
-    /// Backends in force, counted for each group.
-    pub backends: usize,
-    /// Services of which something does not fit, or is taken by another one.
-    pub rejected: usize,
-}
 
 /// The proxy of this node: the pinned maps, and a mirror of what is in them. Dropping it leaves everything in force.
 pub struct Proxy {
@@ -150,6 +58,8 @@ pub struct Proxy {
     waiting_groups: HashMap<ServiceName, Vec<Group>>,
     /// Programs of a new map layout wait here until their maps are filled.
     waiting: Option<Ebpf>,
+    /// [`Usage::untold`], as it was said last.
+    untold: u64,
 }
 
 impl Proxy {
@@ -158,7 +68,7 @@ impl Proxy {
     pub fn load(config: ProxyConfig) -> Result<Proxy, Error> {
         bpffs::ensure(&config.bpf_dir)?;
         let mut ebpf = load::load(&config)?;
-        let maps = Maps::take(&mut ebpf)?;
+        let mut maps = Maps::take(&mut ebpf, &config.limits)?;
         load::give_memory_back();
         let (installed, strays) = Installed::rebuild(&maps.read()?);
         let waiting = if load::other_layouts(&config.bpf_dir, config.layout)?.is_empty() {
@@ -175,6 +85,7 @@ impl Proxy {
             sources: BTreeMap::new(),
             waiting_groups: HashMap::new(),
             waiting,
+            untold: 0,
         })
     }
 
@@ -206,6 +117,7 @@ impl Proxy {
                 self.installed.claim(service, group);
             }
         }
+        self.make_room(desired);
         for (service, groups) in desired {
             self.replace(service, groups, &mut round);
         }
@@ -279,7 +191,29 @@ impl Proxy {
             frontends: self.installed.services.len(),
             backends: self.installed.sets.values().map(|set| set.backends.len()).sum(),
             rejected: self.waiting_groups.len(),
+            maps: self.maps.fill(),
+            // What cannot be read is not known to have happened.
+            untold: self.maps.untold().unwrap_or_default(),
         }
+    }
+
+    /// Exchanges maps once for everything that is new.
+    fn make_room(&mut self, desired: &BTreeMap<ServiceName, Vec<Group>>) {
+        let (mut sets, mut services, mut slots, mut members) = (self.installed.sets.len(), 0, 0, 0);
+        for (service, groups) in desired {
+            for group in groups {
+                let set = self.installed.find(service, group);
+                if set.is_none_or(|id| !self.installed.sets.contains_key(&id)) {
+                    sets += 1;
+                    services += group.frontends.len();
+                    slots += plan::slot_count(group);
+                    members += plan::member_count(group);
+                }
+            }
+        }
+        self.maps.reserve(services, slots, members);
+        // What is not counted is said set by set.
+        let _ = self.maps.count(sets);
     }
 
     /// Brings one service to these groups.
@@ -357,6 +291,14 @@ impl Proxy {
         if !gone.is_empty() {
             report.destroyed = destroy::destroy(&gone, &self.config.netns_dir, self.maps.origins())?;
         }
+        let untold = self.maps.untold()?;
+        if untold > self.untold {
+            tracing::error!(
+                sockets = untold,
+                "datagram sockets of services will not be told when their backend goes: the map strays is full"
+            );
+            self.untold = untold;
+        }
         Ok(report)
     }
 
@@ -366,6 +308,12 @@ impl Proxy {
     fn carry_out(&mut self, mut change: Change, of: Option<(&ServiceName, &Group)>, round: &mut Round) -> bool {
         if change.is_empty() {
             return true;
+        }
+        if let Some((service, _)) = of
+            && !self.installed.sets.contains_key(&change.id)
+            && let Err(error) = self.maps.count(self.installed.sets.len() + 1)
+        {
+            tracing::error!(%service, %error, "clients of services are not counted");
         }
         for (done, op) in change.prepare.iter().enumerate() {
             if let Err(error) = self.maps.execute(op) {
@@ -382,7 +330,7 @@ impl Proxy {
         }
         let mut failed = Vec::new();
         for op in &change.commits {
-            let (frontend, result) = (frontend_of(op), self.maps.execute(op));
+            let (frontend, result) = (op.frontend(), self.maps.execute(op));
             match (op, result) {
                 (Op::PutService(offer), Ok(())) => {
                     self.installed.services.insert(offer.service.frontend, offer.service);
@@ -442,31 +390,6 @@ impl Proxy {
     }
 }
 
-/// What has happened in one call.
-#[derive(Default)]
-struct Round {
-    report: Report,
-    gone: Gone,
-}
-
-impl Round {
-    fn reject(&mut self, service: &ServiceName, frontend: Frontend, reason: String) {
-        self.report.rejected.push(Rejected {
-            service: service.clone(),
-            frontend,
-            reason,
-        });
-    }
-}
-
 fn is_udp(frontend: Frontend) -> bool {
     frontend.protocol == Protocol::Udp && frontend.scope == Scope::Inside
-}
-
-fn frontend_of(op: &Op) -> Option<bpf::Frontend> {
-    match op {
-        Op::PutService(offer) => Some(offer.service.frontend),
-        Op::RemoveService(frontend) => Some(*frontend),
-        _ => None,
-    }
 }

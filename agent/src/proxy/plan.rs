@@ -170,6 +170,25 @@ fn places(group: &Group) -> impl Iterator<Item = (&Backend, u32)> {
     })
 }
 
+/// Slots that a group needs.
+pub(super) fn slot_count(group: &Group) -> usize {
+    places(group).map(|(_, times)| times as usize).sum()
+}
+
+/// Backends of a group that clients may come back to.
+pub(super) fn member_count(group: &Group) -> usize {
+    let set = Set {
+        affinity: group.affinity,
+        frontends: group
+            .frontends
+            .iter()
+            .map(|exposed| exposed.frontend.to_bpf())
+            .collect(),
+        ..Set::default()
+    };
+    if set.has_members() { group.backends.len() } else { 0 }
+}
+
 fn greatest_common_divisor(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }

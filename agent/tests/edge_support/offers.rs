@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{ArrayOfMaps, HashMap, Map, MapData};
 use hull_ebpf_types::{Backend, Endpoint, Frontend, LAYOUT, Member, Service, Slot, flag, scope};
 
 pub const TCP: u8 = 6;
@@ -82,8 +82,9 @@ fn endpoint(address: SocketAddr) -> Endpoint {
 }
 
 fn open<K: aya::Pod, V: aya::Pod>(bpf: &Path, name: &str) -> HashMap<MapData, K, V> {
-    let data = MapData::from_pin(bpf.join(format!("{name}_v{LAYOUT}"))).unwrap();
-    HashMap::try_from(Map::HashMap(data)).unwrap()
+    let outer = MapData::from_pin(bpf.join(format!("{name}_v{LAYOUT}"))).unwrap();
+    let outer = ArrayOfMaps::<MapData>::try_from(Map::ArrayOfMaps(outer)).unwrap();
+    HashMap::try_from(Map::HashMap(outer.get(&0, 0).unwrap())).unwrap()
 }
 
 /// Makes `offers` the only ones; node ports are served on `addresses`.

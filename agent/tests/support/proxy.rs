@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 
+use aya::maps::{ArrayOfMaps, Map, MapData};
 use hull_agent::proxy::{Algorithm, Backend, Frontend, Group, Protocol, Proxy, ServiceName};
+use hull_ebpf_types::LAYOUT;
 
 use super::Server;
 
@@ -51,4 +54,16 @@ pub fn tables(services: impl IntoIterator<Item = (Frontend, Balanced)>) -> Table
 pub fn apply(proxy: &mut Proxy, services: impl IntoIterator<Item = (Frontend, Balanced)>) {
     let report = proxy.apply(&tables(services)).unwrap();
     assert!(report.rejected.is_empty(), "{:?}", report.rejected);
+}
+
+/// The map in force of one that grows.
+pub fn in_force(bpf_dir: &Path, name: &str) -> MapData {
+    present(bpf_dir, name).unwrap_or_else(|| panic!("nobody has needed the map {name} yet"))
+}
+
+/// The same, if somebody has needed it.
+pub fn present(bpf_dir: &Path, name: &str) -> Option<MapData> {
+    let outer = MapData::from_pin(bpf_dir.join(format!("{name}_v{LAYOUT}"))).unwrap();
+    let outer = ArrayOfMaps::<MapData>::try_from(Map::ArrayOfMaps(outer)).unwrap();
+    outer.get(&0, 0).ok()
 }

@@ -9,7 +9,10 @@ pub mod edge;
 pub mod observe;
 
 /// Version of all map layouts; part of every pinned map's name.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
+
+/// Places of the outer map of `counters`: as often as its size can double, and once more.
+pub const GENERATIONS: u32 = 32;
 
 /// How many services an unconnected UDP socket may talk to at once and still see replies from the right address.
 pub const UNCONNECTED_PEERS: usize = 4;

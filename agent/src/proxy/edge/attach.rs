@@ -15,7 +15,7 @@ use aya::util::KernelVersion;
 
 use super::Error;
 use super::load::program;
-use crate::proxy::sys;
+use crate::bpf::sys;
 
 /// Of an uplink, then of a pod's interface; ingress before egress.
 pub(super) const UPLINK: [&str; 2] = ["from_world", "to_world"];

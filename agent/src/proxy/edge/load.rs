@@ -12,6 +12,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use super::attach;
 use super::maps::NAMES;
 use super::{EdgeConfig, Error};
+use crate::proxy::verify;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/edge.bpf.o"));
 
@@ -57,12 +58,7 @@ fn load_with(config: &EdgeConfig, log: VerifierLogLevel) -> Result<Ebpf, Error> 
         loader.map_max_entries(name, entries);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| Error::Load(chain(&error)))?;
-    for name in attach::PROGRAMS {
-        let program: &mut SchedClassifier = program(&mut ebpf, name)?;
-        program
-            .load()
-            .map_err(|error| Error::Load(format!("{name}: {}", chain(&error))))?;
-    }
+    verify::load_all(&mut ebpf).map_err(|(name, error)| Error::Load(format!("{name}: {}", chain(&error))))?;
     Ok(ebpf)
 }
 

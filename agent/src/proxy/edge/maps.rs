@@ -180,7 +180,7 @@ fn errno(error: &MapError) -> Option<i32> {
 fn access(action: &'static str, map: &'static str, error: &MapError) -> Error {
     let full = [Some(libc::E2BIG), Some(libc::ENOSPC)].contains(&errno(error));
     let reason = match error {
-        _ if full => "it is full: raise the edge's limits, which takes a restart after `hull down`".to_owned(),
+        _ if full => "it is full: this is all that the packet programs of a node can hold".to_owned(),
         MapError::SyscallError(call) => call.io_error.to_string(),
         other => other.to_string(),
     };

@@ -98,8 +98,12 @@ impl EdgeConfig {
     }
 }
 
-/// Capacities of the maps, fixed when they are made. Flows take 128 bytes each, used or not; a connection has two
+/// Capacities of the maps, fixed when they are made: by default by the machine's memory, as the kernel sizes its own
+/// connection tracking, of which they take a thousandth. Flows take 136 bytes each, used or not; a connection has two
 /// entries, or four when its backend is on another node. Of all these the least recently used are forgotten.
+///
+/// The kernel tells nobody which entry it forgets. A connection that was forgotten while it was in use shows when its next
+/// packet comes: it is counted as [`Reason::UnknownConnection`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EdgeLimits {
     /// Entries for TCP.
@@ -114,21 +118,40 @@ pub struct EdgeLimits {
     pub addresses: u32,
     /// Interfaces that lead out.
     pub interfaces: u32,
-    /// The cluster's networks, and all source ranges of services.
+    /// The cluster's networks, and all source ranges of services: room for these costs nothing.
     pub ranges: u32,
 }
 
-impl Default for EdgeLimits {
-    fn default() -> EdgeLimits {
+impl EdgeLimits {
+    /// Memory, in bytes, for which there is one entry of TCP.
+    const MEMORY_OF_STREAM: u64 = 256 << 10;
+    const STREAMS: std::ops::RangeInclusive<u32> = 1 << 14..=1 << 20;
+
+    /// For a machine with so many bytes of memory.
+    #[must_use]
+    pub fn of_memory(bytes: u64) -> EdgeLimits {
+        let wanted = u32::try_from(bytes / EdgeLimits::MEMORY_OF_STREAM).unwrap_or(u32::MAX);
+        let streams = 1
+            << wanted
+                .clamp(*EdgeLimits::STREAMS.start(), *EdgeLimits::STREAMS.end())
+                .ilog2();
         EdgeLimits {
-            streams: 65_536,
-            datagrams: 32_768,
-            fragments: 4_096,
-            clients: 16_384,
-            addresses: 8_192,
-            interfaces: 1_024,
-            ranges: 65_536,
+            streams,
+            datagrams: streams / 2,
+            fragments: streams / 16,
+            clients: streams / 4,
+            addresses: 1 << 13,
+            interfaces: 1 << 10,
+            ranges: 1 << 20,
         }
+    }
+}
+
+impl Default for EdgeLimits {
+    /// For this machine.
+    fn default() -> EdgeLimits {
+        let info = rustix::system::sysinfo();
+        EdgeLimits::of_memory(info.totalram as u64 * u64::from(info.mem_unit))
     }
 }
 
@@ -397,4 +420,19 @@ pub fn unload(bpf_dir: &Path) -> Result<(), Error> {
         attach::release(&path)?;
     }
     load::remove(&maps.into_iter().map(|(path, _)| path).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_have_a_share_of_the_memory() {
+        let of = |gibibytes: u64| EdgeLimits::of_memory(gibibytes << 30).streams;
+        assert_eq!(
+            [1, 4, 16, 23, 64].map(of),
+            [1 << 14, 1 << 14, 1 << 16, 1 << 16, 1 << 18]
+        );
+        assert_eq!(of(4096), 1 << 20, "no machine has more");
+    }
 }

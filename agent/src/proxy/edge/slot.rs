@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::{Edge, Error};
 use crate::network::Cidr;
@@ -13,6 +14,7 @@ use crate::network::Cidr;
 #[derive(Default)]
 pub struct Slot {
     edge: OnceLock<Option<Arc<Edge>>>,
+    known: Notify,
     /// Source ranges that were set before there was an edge.
     sources: Mutex<Option<BTreeMap<u32, Vec<Cidr>>>>,
 }
@@ -26,12 +28,18 @@ impl Slot {
             _ => Ok(()),
         };
         let _ = self.edge.set(edge);
+        self.known.notify_one();
         applied
     }
 
     /// The edge, if it is there by now.
     pub fn get(&self) -> Option<&Arc<Edge>> {
         self.edge.get()?.as_ref()
+    }
+
+    /// Resolves once, for one task, when it is known whether there is an edge.
+    pub async fn known(&self) {
+        self.known.notified().await;
     }
 
     /// The edge, once it is known whether there is one. Blocks.
