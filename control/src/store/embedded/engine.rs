@@ -176,6 +176,12 @@ impl Engine {
 
     /// Write one batch and make it durable.
     pub(super) fn write(&self, changes: &[Change], revision: Revision) -> Result<(), WriteFailure> {
+        self.append(changes, revision)?;
+        self.sync()
+    }
+
+    /// Hand one batch to the kernel.
+    pub(super) fn append(&self, changes: &[Change], revision: Revision) -> Result<(), WriteFailure> {
         // `Buffer`: handed to the kernel, so that an error here is one of writing, and the next step is fsync alone.
         let mut batch = self.db.batch().durability(Some(PersistMode::Buffer));
         for Change {
@@ -201,10 +207,29 @@ impl Engine {
         batch.commit().map_err(|e| match e {
             fjall::Error::Poisoned => WriteFailure::Stopped,
             e => WriteFailure::Refused(e.to_string()),
-        })?;
-        self.db
-            .persist(PersistMode::SyncData)
-            .map_err(|e| WriteFailure::Sync(e.to_string()))
+        })
+    }
+
+    /// Make what was appended durable.
+    pub(super) fn sync(&self) -> Result<(), WriteFailure> {
+        match self.db.persist(PersistMode::SyncData) {
+            Ok(()) => Ok(()),
+            // Its work in the background failed since the batch was appended: it does not call fsync any more.
+            Err(fjall::Error::Poisoned) => self.sync_journal().map_err(|e| WriteFailure::Sync(e.to_string())),
+            Err(e) => Err(WriteFailure::Sync(e.to_string())),
+        }
+    }
+
+    /// Sync the journal of an engine that has stopped.
+    ///
+    /// An error of fsync is told once to each open file, and to one opened later only while nobody has heard of it (fsync(2)).
+    /// Nobody else has synced this journal since the batch, unless the engine was about to seal it.
+    fn sync_journal(&self) -> io::Result<()> {
+        let path = journal::newest(&self.path)?;
+        if journal::whole_batches(&fs::read(&path)?) >= journal::SEALED_BYTES {
+            return Err(io::Error::other("the engine stopped while it sealed the journal"));
+        }
+        fs::File::open(path)?.sync_data()
     }
 }
 

@@ -13,6 +13,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const TRAILER: &[u8] = b"FJL\x03";
 
+/// A journal longer than this is sealed, and another one begun, when fjall next flushes.
+pub(super) const SEALED_BYTES: usize = 64_000_000;
+
 /// The journal that is written to.
 pub(super) fn newest(path: &Path) -> io::Result<PathBuf> {
     let mut newest: Option<(u64, PathBuf)> = None;

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use super::super::engine::{Engine, WriteFailure};
 use super::*;
+use crate::store::Change;
 
 struct Tmpfs(PathBuf);
 
@@ -79,4 +81,38 @@ fn writes_are_refused_while_there_is_still_room_for_what_is_acknowledged() {
 #[test]
 fn a_write_that_finds_the_disk_full_is_refused_and_forgotten() {
     fill_and_free(0);
+}
+
+/// The engine's work in the background meets the full disk between the writing of a batch and its fsync.
+#[test]
+fn a_batch_is_synced_although_the_engine_stopped_after_it_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let tmpfs = Tmpfs::new(dir.path(), 24);
+    let path = tmpfs.0.join("store");
+    drop(open(&path));
+    let filler = tmpfs.0.join("filler");
+    fs::write(&filler, vec![1; 10 << 20]).unwrap();
+    let (engine, _) = Engine::open_checked(&path.join("db"), 0).unwrap();
+    let mut appended = 0;
+    // Flushes come behind the appends, and one of both is the first for which there is no room.
+    let failure = loop {
+        let revision = appended + 1;
+        let change = Change {
+            revision,
+            key: format!("/k{revision}").into(),
+            value: Some(vec![revision as u8; 128 << 10].into()),
+            created: revision,
+        };
+        match engine.append(&[change], revision) {
+            Ok(()) => appended = revision,
+            Err(failure) => break failure,
+        }
+        assert!(appended < 1000, "24 MiB hold no 125 MiB");
+    };
+    assert!(!matches!(failure, WriteFailure::Sync(_)), "{failure}");
+    engine.sync().unwrap_or_else(|failure| panic!("{failure}"));
+    drop(engine);
+    fs::remove_file(&filler).unwrap();
+    let (_, contents) = Engine::open_checked(&path.join("db"), appended).unwrap();
+    assert_eq!(contents.values.len() as u64, appended);
 }
