@@ -61,10 +61,17 @@ fn answer(stream: impl Read + Write) {
     let mut body = vec![0; length];
     stream.read_exact(&mut body).unwrap();
     let words: Vec<&str> = first.split(' ').collect();
-    let said = json!({"method": words[0], "path": words[1], "body": String::from_utf8_lossy(&body)}).to_string();
+    let (kind, said) = match words[1] {
+        "/page" => ("text/html", json!({"page": "<a href='/x'>"})),
+        path => (
+            JSON,
+            json!({"method": words[0], "path": path, "body": String::from_utf8_lossy(&body)}),
+        ),
+    };
+    let said = said.to_string();
     let shown = if words[0] == "HEAD" { "" } else { &said };
     let head = format!(
-        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         said.len()
     );
     stream.get_mut().write_all(format!("{head}{shown}").as_bytes()).unwrap();
@@ -131,5 +138,12 @@ fn services_and_pods_are_proxied_with_every_method() {
         assert_eq!(code, 200, "HEAD {target}");
         let (code, _) = cluster.request("GET", &format!("{NAMESPACED}/{target}/proxy"), JSON, "");
         assert_eq!(code, 301, "relative links only work below {target}");
+        let proxy = format!("{NAMESPACED}/{target}/proxy");
+        let (_, said) = cluster.request("GET", &format!("{proxy}/page"), JSON, "");
+        assert_eq!(
+            said,
+            json!({"page": format!("<a href='{proxy}/x'>")}),
+            "links stay in the proxy"
+        );
     }
 }

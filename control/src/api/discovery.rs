@@ -79,6 +79,7 @@ fn root() -> Value {
         [
             "/healthz",
             "/livez",
+            "/metrics",
             "/openapi/v2",
             "/openapi/v3",
             "/readyz",

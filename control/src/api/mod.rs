@@ -10,8 +10,10 @@ mod dial;
 mod discovery;
 mod encode;
 mod health;
+mod links;
 mod list_options;
 pub mod listen;
+mod metrics;
 mod negotiate;
 mod node;
 mod proxy;
@@ -172,6 +174,9 @@ impl Api {
                 access::authorize_path(self, &user, request.method(), &path)?;
                 if let Some(answer) = self.openid(&path) {
                     return Ok(answer);
+                }
+                if path == "/metrics" && matches!(*request.method(), http::Method::GET | http::Method::HEAD) {
+                    return Ok(metrics::answer(self));
                 }
                 discovery::answer(request.method(), &path, request.headers(), &params)
             }

@@ -3,12 +3,13 @@
 //! The agent is spoken to with our client certificate, so that who may use `nodes/proxy` may do there what we may:
 //! authorization happens before, by the request's verb. Pods are spoken to from this machine, in HTTP or, if the name asks for
 //! it, in HTTPS with whatever certificate they have, as in Kubernetes: only who may proxy gets here, and no secret goes there.
-//! Names are `name`, `name:port` or `scheme:name:port`, as in Kubernetes' API concepts.
+//! Names are `name`, `name:port` or `scheme:name:port`, as in Kubernetes' API concepts. Links in the answers of pods and
+//! services are put below the path of the proxy (`links`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use http_body_util::BodyStream;
 use hyper::body::Incoming;
@@ -21,6 +22,7 @@ use tokio::net::TcpStream;
 use super::anyone;
 use super::body::{self, Request, Response};
 use super::dial::agent_address;
+use super::links::{self, Page, Place};
 use super::node::{self, Outgoing};
 use super::route::ResourceRoute;
 use super::{Api, Context};
@@ -45,6 +47,13 @@ const HOP_BY_HOP: &[&str] = &[
     "transfer-encoding",
     "upgrade",
 ];
+/// What a server says of other origins is not true of the API server.
+const CROSS_ORIGIN: &[HeaderName] = &[
+    header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+    header::ACCESS_CONTROL_ALLOW_HEADERS,
+    header::ACCESS_CONTROL_ALLOW_METHODS,
+    header::ACCESS_CONTROL_ALLOW_ORIGIN,
+];
 /// Paths of the agent that run a program or open a tunnel, even by GET: a WebSocket can only begin so.
 const RUNNING: &[&str] = &["exec", "attach", "run", "portForward", "cri"];
 
@@ -58,8 +67,8 @@ pub fn runs_something(route: &ResourceRoute) -> bool {
 /// Passes a request on, and the answer back.
 ///
 /// # Errors
-/// 404 if there is no such object, 400 for a name or port that makes no sense, 503 if there is nobody to ask yet, 502 if
-/// the other side cannot be reached.
+/// 404 if there is no such object, 400 for a name or port that makes no sense, 503 if there is nobody to ask yet or the
+/// other side cannot be reached, 502 if it is an agent.
 pub async fn forward(api: &Api, context: &Context, mut request: Request) -> Result<Response, Status> {
     let route = &context.route;
     let reads = matches!(*request.method(), http::Method::GET | http::Method::HEAD);
@@ -73,15 +82,29 @@ pub async fn forward(api: &Api, context: &Context, mut request: Request) -> Resu
         _ => dial(service_address(&api.registry, context, &name)?, name.tls).await?,
     };
     let upgrade = request.headers().contains_key(header::UPGRADE);
+    let place = place(&request, route, &host);
+    let bodyless = *request.method() == http::Method::HEAD;
     let outgoing = outgoing(&mut request, &route.rest, &host, upgrade)?;
     let answered = sender
         .send_request(outgoing)
         .await
-        .map_err(|error| bad_gateway(format!("error asking {host}: {error}")))?;
+        .map_err(|error| unreachable(format!("error asking {host}: {error}")))?;
     if answered.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(node::tunnel(request, answered));
     }
-    Ok(incoming(api, answered))
+    Ok(incoming(api, answered, place.filter(|_| !bodyless)))
+}
+
+/// Where the client sees the server, whose links are its own affair if it is an agent.
+fn place(request: &Request, route: &ResourceRoute, host: &str) -> Option<Place> {
+    let path = request.uri().path();
+    let prefix = path.strip_suffix(route.rest.as_str()).unwrap_or(path);
+    let front = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    (route.resource.key != "nodes").then(|| Place {
+        prefix: prefix.trim_end_matches('/').to_owned(),
+        server: host.to_owned(),
+        front: front.unwrap_or_default().to_owned(),
+    })
 }
 
 /// Relative links of a page served behind the proxy only work below it.
@@ -115,16 +138,32 @@ fn outgoing(request: &mut Request, rest: &str, host: &str, upgrade: bool) -> Res
 }
 
 /// The answer as the client gets it; a server that goes down ends it.
-fn incoming(api: &Api, answered: http::Response<Incoming>) -> Response {
+fn incoming(api: &Api, answered: http::Response<Incoming>, place: Option<Place>) -> Response {
     let mut shutdown = api.shutdown.clone();
     let (parts, content) = answered.into_parts();
+    let mut headers = passed_on(&parts.headers, false);
+    CROSS_ORIGIN.iter().for_each(|name| drop(headers.remove(name)));
+    let mut page = place.and_then(|place| {
+        if headers.contains_key(header::LOCATION) {
+            links::put_location(&mut headers, &place);
+            return None;
+        }
+        Page::of(&mut headers, &place)
+    });
     let chunks = BodyStream::new(content)
         .take_while(|frame| std::future::ready(frame.is_ok()))
         .filter_map(|frame| std::future::ready(frame.ok().and_then(|frame| frame.into_data().ok())))
         .take_until(Box::pin(async move { shutdown.wait().await }));
-    let mut response = http::Response::new(body::streamed(chunks));
+    let body = match page.take() {
+        None => body::streamed(chunks),
+        Some(mut page) => {
+            let to_the_end = chunks.map(Some).chain(stream::once(std::future::ready(None)));
+            body::streamed(to_the_end.map(move |chunk| page.next(chunk.as_ref())))
+        }
+    };
+    let mut response = http::Response::new(body);
     *response.status_mut() = parts.status;
-    *response.headers_mut() = passed_on(&parts.headers, false);
+    *response.headers_mut() = headers;
     response
 }
 
@@ -186,7 +225,7 @@ async fn dial_node(api: &Api, context: &Context, name: &Name<'_>) -> Result<(Sen
 }
 
 async fn dial(address: SocketAddr, tls: bool) -> Result<(SendRequest<Outgoing>, String), Status> {
-    let failed = |what: String| bad_gateway(format!("error dialing {address}: {what}"));
+    let failed = |what: String| unreachable(format!("error dialing {address}: {what}"));
     let connect = async {
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         if tls {
@@ -214,8 +253,9 @@ where
     Ok(sender)
 }
 
-fn bad_gateway(message: String) -> Status {
-    Status::new(502, "BadGateway", message)
+/// As Kubernetes words it, which clients know to try again.
+fn unreachable(message: String) -> Status {
+    Status::unavailable(format!("error trying to reach service: {message}"))
 }
 
 fn pod_address(registry: &Registry, context: &Context, name: &Name<'_>) -> Result<SocketAddr, Status> {

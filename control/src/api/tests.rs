@@ -131,6 +131,7 @@ async fn anonymous_gets_health_and_version_only() {
         ("/readyz", 500),
         ("/version", 200),
         ("/api", 401),
+        ("/metrics", 401),
         ("/api/v1/namespaces", 401),
         ("/openapi/v3", 401),
     ] {
