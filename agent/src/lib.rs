@@ -5,6 +5,7 @@
 //! and the kubelet API. What decides is pure (`pod::decide`, `pod::status`, `proxy::compute`), what acts is thin.
 //! It must never import the control plane: the Kubernetes API is the only way between the two.
 
+mod bpf;
 pub mod client;
 pub mod config;
 pub mod dns;

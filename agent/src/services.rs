@@ -68,6 +68,7 @@ impl ServiceSync {
         let mut slices = self.api.follow(slices, String::new());
         let mut ranges = self.api.follow(ranges::PATH.to_owned(), String::new());
         let (mut own, mut host_ports) = (self.own.clone(), self.host_ports.clone());
+        let edge = Arc::clone(&self.edge);
         let changes = match Changes::listen() {
             Ok(changes) => changes,
             Err(error) => {
@@ -101,6 +102,7 @@ impl ServiceSync {
                 },
                 Ok(()) = own.changed() => {}
                 Ok(()) = host_ports.changed() => {}
+                () = edge.known() => events.edge_known = true,
                 result = changes.next() => if let Err(error) = result {
                     tracing::error!(%error, "this machine's addresses were not followed");
                     return;
@@ -140,6 +142,8 @@ struct Events {
     ranges: Vec<ListWatchEvent>,
     zone: Option<String>,
     mappings: Mappings,
+    /// The packet programs are loaded, or will never be.
+    edge_known: bool,
 }
 
 struct State {
@@ -173,6 +177,9 @@ impl State {
         }
         if self.catalogue.services_listed && std::mem::take(&mut self.catalogue.services_changed) {
             self.sync.services.store(Arc::new(self.catalogue.services()));
+        }
+        if events.edge_known {
+            self.catalogue.touch_direct();
         }
         if self.catalogue.is_complete() {
             self.bring_up_to_date(events.mappings);

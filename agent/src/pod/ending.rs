@@ -97,17 +97,26 @@ fn log_tail(log: &Path) -> Option<String> {
     let mut raw = Vec::new();
     file.read_to_end(&mut raw).ok()?;
     let raw = String::from_utf8_lossy(&raw);
-    let lines: Vec<&str> = raw.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
-    let lines = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
-    let mut text = lines.join("\n");
-    if !text.is_empty() {
-        text.push('\n');
+    let records: Vec<(&str, &str)> = raw.lines().filter_map(record).collect();
+    let mut text = String::new();
+    for (tag, line) in &records[records.len().saturating_sub(LOG_TAIL_LINES)..] {
+        text.push_str(line);
+        // A partial record (P) is a line's beginning, or what a program wrote last without ending the line.
+        if *tag != "P" {
+            text.push('\n');
+        }
     }
     let mut cut = text.len().saturating_sub(LOG_TAIL_BYTES);
     while !text.is_char_boundary(cut) {
         cut += 1;
     }
     Some(text.split_off(cut))
+}
+
+/// Tag and text of a record: `<time> <stream> <tag> <text>`.
+fn record(line: &str) -> Option<(&str, &str)> {
+    let mut parts = line.splitn(4, ' ').skip(2);
+    Some((parts.next()?, parts.next()?))
 }
 
 #[cfg(test)]
@@ -153,6 +162,16 @@ mod tests {
             |code| describe_exit("c", exit(Some(code), None, false), None, Some(&container), &file, &log).message;
         assert_eq!(message(1).as_deref(), Some("one\ntwo words\n"));
         assert_eq!(message(0), None);
+        std::fs::write(
+            &log,
+            "2026-01-01T00:00:00Z stdout P long\n2026-01-01T00:00:01Z stdout P er\n",
+        )
+        .unwrap();
+        assert_eq!(
+            message(1).as_deref(),
+            Some("longer"),
+            "a line that never ended has no end"
+        );
         std::fs::write(&file, "last words").unwrap();
         assert_eq!(message(0).as_deref(), Some("last words"));
     }

@@ -48,36 +48,44 @@ enum Known {
 }
 
 impl Entry {
-    /// The object once it is known.
-    async fn get(&self) -> Result<Option<Arc<Value>>, ClientError> {
-        let mut value = self.value.clone();
-        let known = value
+    /// The object once it is known, and the object followed from then on.
+    async fn get(self: Arc<Self>) -> Result<(Option<Arc<Value>>, Followed), ClientError> {
+        let mut seen = self.value.clone();
+        let known = seen
             .wait_for(|known| !matches!(known, Known::Unknown))
             .await
             .map(|known| known.clone());
-        match known {
-            Ok(Known::State(state)) => Ok(state),
-            Ok(Known::Failed(error)) => Err(error),
-            Ok(Known::Unknown) | Err(_) => Ok(None),
-        }
+        let state = match known {
+            Ok(Known::State(state)) => state,
+            Ok(Known::Failed(error)) => return Err(error),
+            Ok(Known::Unknown) | Err(_) => None,
+        };
+        Ok((state, Followed { seen, _entry: self }))
     }
+}
 
-    /// A receiver that is notified of every change after now.
-    pub fn changes(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut value = self.value.clone();
-        value.mark_unchanged();
+/// An object as it was read, followed while this is kept.
+pub struct Followed {
+    seen: watch::Receiver<Known>,
+    _entry: Arc<Entry>,
+}
+
+impl Followed {
+    /// Ends when the object is another than the one that was read, however long ago that was.
+    pub fn changed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut seen = self.seen.clone();
         async move {
-            let _ = value.changed().await;
+            let _ = seen.changed().await;
         }
     }
 }
 
-/// The objects of one pod and the entries that keep them followed.
+/// The objects of one pod, and what keeps them followed.
 pub struct Held {
     /// What they contain.
     pub objects: Objects,
     /// Keep these while the pod lives.
-    pub entries: Vec<Arc<Entry>>,
+    pub followed: Vec<Followed>,
 }
 
 impl ObjectCache {
@@ -104,17 +112,17 @@ impl ObjectCache {
             .collect();
         let mut held = Held {
             objects: Objects::default(),
-            entries: Vec::new(),
+            followed: Vec::new(),
         };
         for (name, entry) in maps {
-            held.objects
-                .config_maps
-                .insert(name.clone(), decode(entry.get().await?)?);
-            held.entries.push(entry);
+            let (state, followed) = entry.get().await?;
+            held.objects.config_maps.insert(name.clone(), decode(state)?);
+            held.followed.push(followed);
         }
         for (name, entry) in secrets {
-            held.objects.secrets.insert(name.clone(), decode(entry.get().await?)?);
-            held.entries.push(entry);
+            let (state, followed) = entry.get().await?;
+            held.objects.secrets.insert(name.clone(), decode(state)?);
+            held.followed.push(followed);
         }
         Ok(held)
     }
@@ -176,5 +184,24 @@ fn decode<T: DeserializeOwned>(value: Option<Arc<Value>>) -> Result<Option<Arc<T
             status: None,
             what: format!("decoding an object of the API: {error}"),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_change_between_reading_and_waiting_is_told() {
+        let (sender, value) = watch::channel(Known::State(None));
+        let task = tokio::spawn(async {}).abort_handle();
+        let (state, followed) = Arc::new(Entry { value, task }).get().await.unwrap();
+        assert!(state.is_none());
+        let quiet = tokio::time::timeout(Duration::ZERO, followed.changed()).await;
+        assert!(quiet.is_err(), "nothing has changed yet");
+        sender.send_replace(Known::State(Some(Arc::new(Value::Null))));
+        let told = tokio::time::timeout(Duration::from_secs(5), followed.changed()).await;
+        assert!(told.is_ok(), "the volume would stay as it was");
     }
 }

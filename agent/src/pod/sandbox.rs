@@ -18,7 +18,7 @@ use serde_json::json;
 use super::api;
 use super::etc;
 use super::host::Host;
-use super::objects::Entry;
+use super::objects::Followed;
 use super::references::References;
 use super::spec::Namespaces;
 use crate::dns;
@@ -44,7 +44,7 @@ pub struct Failure {
 /// The volumes' sources, kept while the pod lives.
 pub struct Fed {
     /// Followed ConfigMaps and Secrets.
-    pub entries: Vec<Arc<Entry>>,
+    pub followed: Vec<Followed>,
     /// When the first token must be renewed.
     pub renew_at: Option<Timestamp>,
 }
@@ -105,7 +105,7 @@ pub async fn feed(host: &Arc<Host>, pod: &Arc<Pod>, first: bool) -> Result<Fed, 
         .map_err(|error| error.to_string())?
         .map_err(|error| error.to_string())?;
     Ok(Fed {
-        entries: held.entries,
+        followed: held.followed,
         renew_at,
     })
 }

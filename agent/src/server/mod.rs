@@ -11,6 +11,7 @@ mod logs;
 mod metrics;
 mod observe;
 mod query;
+mod spdy;
 mod tls;
 
 use std::convert::Infallible;

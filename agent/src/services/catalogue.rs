@@ -94,6 +94,14 @@ impl Catalogue {
         self.changed.extend(self.entries.keys().cloned());
     }
 
+    /// Makes the services count as changed that ask for direct return: whether they get it is known now.
+    pub(super) fn touch_direct(&mut self) {
+        let asks =
+            |(_, entry): &(&ServiceName, &Entry)| entry.service.as_deref().is_some_and(proxy::asks_direct_return);
+        let names = self.entries.iter().filter(asks).map(|(name, _)| name.clone());
+        self.changed.extend(names);
+    }
+
     /// The services that have changed since the last call.
     pub(super) fn take_changed(&mut self) -> HashSet<ServiceName> {
         std::mem::take(&mut self.changed)
@@ -231,6 +239,17 @@ mod tests {
             "what cannot be decoded changes nothing"
         );
         assert!(known.services_listed && known.services().len() == 1);
+    }
+
+    #[test]
+    fn who_asks_for_direct_return_is_looked_at_again() {
+        let mut catalogue = Catalogue::default();
+        let mut asking = service("asks");
+        asking["metadata"]["annotations"] = json!({proxy::FORWARDING: "direct-return"});
+        catalogue.take_service(ListWatchEvent::Listed(vec![service("plain"), asking]));
+        catalogue.take_changed();
+        catalogue.touch_direct();
+        assert_eq!(names(catalogue.take_changed()), ["asks"]);
     }
 
     #[test]

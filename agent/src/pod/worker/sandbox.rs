@@ -107,7 +107,7 @@ impl Worker {
                     fed.renew_at = Some(fed.renew_at.map_or(again, |at| at.max(again)));
                 } else {
                     self.fed = Some(Fed {
-                        entries: Vec::new(),
+                        followed: Vec::new(),
                         renew_at: Some(again),
                     });
                 }
@@ -121,10 +121,10 @@ impl Worker {
         for follower in self.followers.drain(..) {
             follower.abort();
         }
-        for entry in &fed.entries {
-            let (changes, sender) = (entry.changes(), self.sender.clone());
+        for object in &fed.followed {
+            let (changed, sender) = (object.changed(), self.sender.clone());
             let task = tokio::spawn(async move {
-                changes.await;
+                changed.await;
                 let _ = sender.send(Message::Stale);
             });
             self.followers.push(task.abort_handle());
