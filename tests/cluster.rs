@@ -43,6 +43,7 @@ fn a_pod_runs_logs_execs_and_is_deleted() {
     assert_eq!(said, "inside\n");
     let failed = cluster.try_kubectl(&["exec", "talker", "--", "/bin/busybox", "sh", "-c", "exit 7"], "");
     assert_eq!(failed.status.code(), Some(7), "{}", text(&failed));
+    exec_over_spdy(&cluster);
     let through = cluster.try_kubectl(&["exec", "-i", "talker", "--", "/bin/busybox", "cat"], "a line\n");
     assert_eq!(
         String::from_utf8_lossy(&through.stdout),
@@ -54,6 +55,24 @@ fn a_pod_runs_logs_execs_and_is_deleted() {
     assert!(cluster.kubectl(&["get", "pods", "-o", "name"]).is_empty());
     cluster.down(&["--purge"]);
     cluster.assert_nothing_left();
+}
+
+/// As kubectl before 1.31 and most programs made with client-go do it.
+fn exec_over_spdy(cluster: &TestCluster) {
+    let script = "echo out; echo err >&2; exit 7";
+    let out = std::process::Command::new("kubectl")
+        .env("KUBECONFIG", cluster.kubeconfig())
+        .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
+        .args(["exec", "talker", "--", "/bin/busybox", "sh", "-c", script])
+        .output()
+        .expect("run kubectl");
+    assert_eq!(out.status.code(), Some(7), "{}", text(&out));
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "out\n");
+    assert!(
+        String::from_utf8_lossy(&out.stderr).starts_with("err\n"),
+        "{}",
+        text(&out)
+    );
 }
 
 #[test]

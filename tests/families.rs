@@ -92,26 +92,7 @@ fn detached(nodes: &mut Nodes) {
         .end(Signal::TERM)
         .expect("the agent ends when it is asked to");
     let machine = &nodes.cluster.nodes()[0];
-    let token = text(&output(
-        &mut nodes.cluster.hull(nodes.cluster.control(), &["token", "create"]),
-    ));
-    let server = format!("--join=https://[{}]:6443", nodes.cluster.control().ips()[0]);
-    let mut agent = machine
-        .command(std::path::Path::new(env!("CARGO_BIN_EXE_hull")))
-        .expect("a process");
-    agent
-        .args(machine.directories())
-        .args(["agent", "--detach", &server, "--token", token.trim()]);
-    agent.args([
-        format!("--node-name={}", machine.name()),
-        format!("--node-ip={}", machine.ips()[0]),
-    ]);
-    let out = output(&mut agent);
-    assert!(
-        out.status.success() && text(&out).contains("node node-1 is ready"),
-        "{}",
-        text(&out)
-    );
+    nodes.detach_agent(machine, std::path::Path::new(env!("CARGO_BIN_EXE_hull")));
     nodes.until("the node is ready", || nodes.is_ready("node-1", "True"));
     let mut down = machine
         .command(std::path::Path::new(env!("CARGO_BIN_EXE_hull")))

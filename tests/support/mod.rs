@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of the support code")]
 
+pub mod clients;
 pub mod nodes;
 
 use std::fs;

@@ -1,6 +1,8 @@
 //! A real cluster of several machines for a test: `xtask::cluster` with what tests ask of it.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -9,7 +11,10 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use xtask::cluster::{Cluster, Machine, Options};
 
-use super::{IMAGE, PATIENCE, text};
+use super::{IMAGE, PATIENCE, output, text};
+
+/// Port of [`Nodes::serve`]'s services behind which a pod says its name and sends back what it is sent.
+pub const ECHO: u16 = 81;
 
 /// Nodes are given up after seconds, so that the test need not wait.
 pub fn hasty(options: &mut Options) {
@@ -128,9 +133,11 @@ impl Nodes {
             .any(|condition| condition["type"] == "Ready" && condition["status"] == status)
     }
 
-    /// Makes a deployment of web servers that answer with the name of their pod, and a service `name` on port 80.
+    /// Makes a deployment of web servers that answer with the name of their pod, and a service `name` on port 80, with
+    /// [`ECHO`] beside it, and node ports. Its cluster address.
     pub fn serve(&self, name: &str, replicas: usize, toleration: i64) -> String {
-        let script = "mkdir -p /www && hostname > /www/index.html && exec httpd -f -p 8080 -h /www";
+        let script = "mkdir -p /www && hostname > /www/index.html && \
+            (nc -ll -p 9090 -e /bin/busybox sh -c 'hostname; exec cat' &) && exec httpd -f -p 8080 -h /www";
         let tolerations: Vec<Value> = ["not-ready", "unreachable"]
             .iter()
             .map(|what| {
@@ -149,11 +156,82 @@ impl Nodes {
                         "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}}]}}}}));
         self.apply(
             &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
-            "spec": {"selector": {"app": name}, "ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 80, "targetPort": 8080}]}}),
+            "spec": {"type": "NodePort", "selector": {"app": name}, "ipFamilyPolicy": "PreferDualStack", "ports": [
+                {"name": "web", "port": 80, "targetPort": 8080}, {"name": "echo", "port": ECHO, "targetPort": 9090}]}}),
         );
         self.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=60s"]);
         let address = self.get(&["service", name])["spec"]["clusterIP"].clone();
         address.as_str().expect("clusterIP").to_owned()
+    }
+
+    /// Where a node serves a service's node port: of the web servers, or of [`ECHO`].
+    pub fn node_port(&self, machine: &Machine, service: &str, port: u16) -> SocketAddr {
+        let ports = self.get(&["service", service])["spec"]["ports"].clone();
+        let mut ports = ports.as_array().into_iter().flatten();
+        let found = ports.find(|entry| entry["port"] == port).expect("the port");
+        let number = found["nodePort"].as_u64().expect("its number");
+        SocketAddr::new(machine.ips()[0], u16::try_from(number).expect("a port"))
+    }
+
+    /// `hull agent --detach` of another binary on a machine whose agent has ended; returns when the node is ready.
+    pub fn detach_agent(&self, machine: &Machine, hull: &Path) {
+        let token = text(&output(
+            &mut self.cluster.hull(self.cluster.control(), &["token", "create"]),
+        ));
+        let server = SocketAddr::new(self.cluster.control().ips()[0], 6443);
+        let mut agent = machine.command(hull).expect("a process");
+        agent.args(machine.directories()).args([
+            "agent",
+            "--detach",
+            &format!("--join=https://{server}"),
+            "--token",
+            token.trim(),
+        ]);
+        agent.args([
+            format!("--node-name={}", machine.name()),
+            format!("--node-ip={}", machine.ips()[0]),
+        ]);
+        let out = output(&mut agent);
+        let ready = format!("node {} is ready", machine.name());
+        assert!(out.status.success() && text(&out).contains(&ready), "{}", text(&out));
+    }
+
+    /// `hull down --purge` on a machine that joined.
+    pub fn down(&self, machine: &Machine) {
+        let mut command = machine
+            .command(Path::new(env!("CARGO_BIN_EXE_hull")))
+            .expect("a process");
+        command
+            .args(machine.directories())
+            .args(["down", "--purge", "--grace=1"]);
+        let out = output(&mut command);
+        assert!(out.status.success(), "hull down: {}", text(&out));
+    }
+
+    /// Fails if anything of hull is left on a machine.
+    pub fn assert_nothing_left(&self, machine: &Machine) {
+        let ip = |arguments: &[&str]| {
+            let mut command = machine.command(Path::new("/sbin/ip")).expect("a process");
+            text(&output(command.args(arguments)))
+        };
+        let links = ip(&["-o", "link"]);
+        assert!(!links.contains("hull"), "interfaces are left: {links}");
+        let routes = ip(&["route"]);
+        assert!(!routes.contains("10.244."), "routes are left: {routes}");
+        let mut tc = machine.command(Path::new("/sbin/tc")).expect("a process");
+        let filters = text(&output(tc.args(["filter", "show", "dev", "eth0", "ingress"])));
+        assert!(filters.trim().is_empty(), "filters are left: {filters}");
+        assert!(
+            !machine.bpf_dir().exists() && !machine.run_dir().exists(),
+            "pins or state are left"
+        );
+        assert!(!machine.data_dir().join("agent").exists(), "certificates are left");
+        let pods = super::cgroup2_mount().join(machine.cgroup()).join("hull");
+        assert!(!pods.exists(), "cgroups are left");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mount table");
+        let data = machine.data_dir();
+        let left = mounts.lines().find(|line| line.contains(&*data.to_string_lossy()));
+        assert_eq!(left, None, "a mount is left");
     }
 
     /// Pods of a deployment that are not going.

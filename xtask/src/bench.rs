@@ -25,7 +25,7 @@ pub fn run(options: &Options) -> Result<()> {
         ("gcc", "linker, and C parts of the TLS library"),
         ("busybox-static", "programs inside containers"),
     ])?;
-    let directory = host::build_release(&["--example", "bench", "--example", "floor", "--example", "web"])?;
+    let directory = host::build_release(&["bench", "floor", "web"])?;
     let mut command = Command::new(directory.join("examples/bench"));
     command
         .arg("--binaries")

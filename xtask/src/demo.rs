@@ -26,7 +26,7 @@ pub fn run(options: &Options) -> Result<()> {
         ("binutils", "strip, for a small image"),
     ])?;
     host::say("building hull (release); the first time takes some minutes");
-    let directory = host::build_release(&["--example", "demo", "--example", "web"])?;
+    let directory = host::build_release(&["demo", "web"])?;
     let mut command = Command::new(directory.join("examples/demo"));
     command.arg("--binaries").arg(&directory).current_dir(host::workspace());
     if options.keep {

@@ -45,12 +45,18 @@ const PROGRAMS: [Program; 3] = [
             "types/src/observe.rs",
             "types/src/edge.rs",
             "src/choice.rs",
+            "src/growing.rs",
         ],
     },
     Program {
         name: "observe",
         sources: "observe",
-        shared: &["types/src/lib.rs", "types/src/observe.rs", "src/origin.rs"],
+        shared: &[
+            "types/src/lib.rs",
+            "types/src/observe.rs",
+            "src/growing.rs",
+            "src/origin.rs",
+        ],
     },
 ];
 

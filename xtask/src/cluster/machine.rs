@@ -26,6 +26,10 @@ pub struct Machine {
     notify: Option<UnixDatagram>,
 }
 
+/// Arguments: a cgroup, a host name, and what to execute.
+const AS_A_PROCESS_OF: &str =
+    "echo $$ > \"$0\"/cgroup.procs && echo \"$1\" > /proc/sys/kernel/hostname && shift && exec \"$@\"";
+
 impl Machine {
     pub(super) fn new(options: &Options, lan: &Lan, name: &str, number: usize) -> Self {
         Machine {
@@ -110,15 +114,16 @@ impl Machine {
         ]
     }
 
-    /// A program that runs as a process of this host: in its network namespace and in its cgroup.
+    /// A program that runs as a process of this host: in its network namespace, in its cgroup, and under its name, which
+    /// pods of the host's network see.
     pub fn command(&self, program: &Path) -> Result<Command> {
         let cgroup = cgroup2_mount()?.join(self.cgroup()).join("system");
         fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/run/netns/{}", self.namespace()))
-            .args(["--", "/bin/sh", "-c", "echo $$ > \"$0\"/cgroup.procs && exec \"$@\""])
-            .args([&cgroup, program]);
+            .args(["--", "unshare", "--uts", "--", "/bin/sh", "-c", AS_A_PROCESS_OF])
+            .args([cgroup.as_os_str(), self.name.as_ref(), program.as_os_str()]);
         Ok(command)
     }
 
