@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{ArrayOfMaps, HashMap, Map, MapData};
 use hull_agent::client::{Client, PatchKind};
 use hull_ebpf_types::{Frontend, LAYOUT, Offer, scope};
 use serde_json::{Value, json};
@@ -71,6 +71,8 @@ pub fn run(binaries: &Path, services: u32) -> Result<EndToEnd> {
     }
     let status: Value = serde_json::from_str(&cluster.hull(&["status", "-o", "json"])?).context("hull status")?;
     let processes = status["processes"].as_array().into_iter().flatten();
+    let agent = processes.clone().find(|process| process["role"] == "agent");
+    let agent = agent.and_then(|agent| u32::try_from(agent["pid"].as_u64()?).ok());
     let resident = processes.map(|process| {
         let mib = process["residentKiB"].as_f64().unwrap_or_default() / 1024.0;
         (process["role"].as_str().unwrap_or("?").to_owned(), mib)
@@ -82,7 +84,10 @@ pub fn run(binaries: &Path, services: u32) -> Result<EndToEnd> {
         change_p99_ms: quantile(&changes, 0.99),
         from_request_p50_ms: quantile(&whole, 0.5),
         resident_mib: resident.collect(),
-        map_bytes: map_bytes(Path::new(BPF_DIR))? + map_bytes(&Path::new(BPF_DIR).join("observe"))?,
+        map_bytes: map_bytes(
+            agent.context("an agent in hull status")?,
+            &[Path::new(BPF_DIR), &Path::new(BPF_DIR).join("observe")],
+        )?,
     })
 }
 
@@ -135,7 +140,13 @@ impl Watcher {
     fn start(address: Ipv4Addr) -> Result<Watcher> {
         let pin = Path::new(BPF_DIR).join(format!("services_v{LAYOUT}"));
         let data = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
-        let services: HashMap<_, Frontend, Offer> = HashMap::try_from(Map::HashMap(data))?;
+        // The map itself is inside, and may be exchanged for a larger one.
+        let outer: ArrayOfMaps<MapData> = ArrayOfMaps::try_from(Map::from_map_data(data)?)?;
+        let look = move |frontend: &Frontend| -> Option<Offer> {
+            let services: HashMap<_, Frontend, Offer> =
+                Map::from_map_data(outer.get(&0, 0).ok()?).ok()?.try_into().ok()?;
+            services.get(frontend, 0).ok()
+        };
         let frontend = Frontend {
             address: [0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes(address.octets())],
             port: 80_u16.to_be(),
@@ -151,7 +162,7 @@ impl Watcher {
                 while !expected.load(Ordering::Acquire) {
                     std::thread::park();
                 }
-                let found = services.get(&frontend, 0).ok();
+                let found = look(&frontend);
                 let full = found.is_some_and(|offer| offer.service.count >= ENDPOINTS);
                 if full && found.map(|offer| offer.service.generation) != last {
                     last = found.map(|offer| offer.service.generation);

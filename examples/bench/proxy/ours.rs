@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -91,7 +91,7 @@ impl Ours {
         let report = ours.proxy()?.apply(&groups)?;
         costs.restart_ms = began.elapsed().as_secs_f64() * 1e3;
         ensure!(report.changed == 0, "{} services changed by a restart", report.changed);
-        costs.map_bytes = map_bytes(&ours.config.bpf_dir)?;
+        costs.map_bytes = map_bytes(std::process::id(), &[&ours.config.bpf_dir])?;
         Ok((ours, costs))
     }
 
@@ -189,20 +189,31 @@ pub fn name_of(service: &Service) -> ServiceName {
     )
 }
 
-/// The sum of what the kernel says of each pinned map (`memlock`).
-pub fn map_bytes(dir: &Path) -> Result<u64> {
-    let mut sum = 0;
-    for entry in fs::read_dir(dir)? {
-        let path: PathBuf = entry?.path();
-        let Ok(map) = aya::maps::MapData::from_pin(&path) else {
+/// The sum of what the kernel says (`memlock`) of the pinned maps and of those that a process holds: what is inside an outer map
+/// has no pin of its own.
+pub fn map_bytes(process: u32, dirs: &[&Path]) -> Result<u64> {
+    let mut pinned = Vec::new();
+    for dir in dirs {
+        let maps = fs::read_dir(dir)?.filter_map(|entry| aya::maps::MapData::from_pin(entry.ok()?.path()).ok());
+        pinned.extend(maps);
+    }
+    let mut maps = BTreeMap::new();
+    let infos = |process: u32| fs::read_dir(format!("/proc/{process}/fdinfo"));
+    for entry in infos(process)?.chain(infos(std::process::id())?) {
+        // The descriptor of the directory itself is gone by now.
+        let Ok(info) = fs::read_to_string(entry?.path()) else {
             continue;
         };
-        use std::os::fd::{AsFd as _, AsRawFd as _};
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()))?;
-        let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-        sum += line.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
+        let field = |name: &str| {
+            info.lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+        };
+        if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
+            maps.insert(id, bytes);
+        }
     }
-    Ok(sum)
+    drop(pinned);
+    Ok(maps.values().sum())
 }
 
 /// Resident memory of this process, bytes.
