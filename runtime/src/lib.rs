@@ -23,6 +23,7 @@ mod hooks;
     reason = "a fault carries its text in place: the child may not allocate"
 )]
 mod init;
+mod mountinfo;
 mod plan;
 #[cfg(any(test, fuzzing))]
 pub mod properties;

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{Cgroup, words};
 use crate::error::{Error, Result};
+use crate::mountinfo;
 
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
@@ -86,12 +87,7 @@ pub fn in_user_namespace() -> bool {
 
 /// The mount point of the first cgroup2 in mountinfo.
 fn mounted_at(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (fields, kind) = line.split_once(" - ")?;
-        let point = fields.split(' ').nth(4)?;
-        kind.starts_with("cgroup2 ")
-            .then(|| PathBuf::from(point.replace("\\040", " ")))
-    })
+    mountinfo::points(mountinfo, &["cgroup2"]).next().map(PathBuf::from)
 }
 
 #[cfg(test)]

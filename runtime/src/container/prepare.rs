@@ -14,6 +14,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::fault::{Fault, Shown};
 use crate::init::{path, rootfs};
+use crate::mountinfo;
 use crate::plan::Plan;
 use crate::plan::devices::DevicePlan;
 use crate::plan::mounts::{Idmap, MountPlan, Source};
@@ -290,14 +291,9 @@ pub(super) fn views() -> Result<Vec<CString>> {
     Ok(views_in(&mounts))
 }
 
-fn views_in(mountinfo: &str) -> Vec<CString> {
-    let point = |line: &str| {
-        let (fields, kind) = line.split_once(" - ")?;
-        let point = fields.split(' ').nth(4)?.replace("\\040", " ");
-        let view = kind.starts_with("proc ") || kind.starts_with("sysfs ");
-        view.then(|| CString::new(point).ok()).flatten()
-    };
-    mountinfo.lines().rev().filter_map(point).collect()
+fn views_in(mounts: &str) -> Vec<CString> {
+    let points = mountinfo::points(mounts, &["proc", "sysfs"]).rev();
+    points.filter_map(|point| CString::new(point).ok()).collect()
 }
 
 #[cfg(test)]
